@@ -1,0 +1,180 @@
+//! Starting daemons inside a network namespace and control groups, and looking after processes.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "this module starts long-running programs"
+)]
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use nix::sched::CloneFlags;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::error::{Error, Result};
+
+/// A program that goes on running on its own: its own session, standard input from `/dev/null`,
+/// output appended to a log file.
+#[derive(Debug, Clone, Default)]
+pub struct Daemon {
+    /// The program file.
+    pub program: PathBuf,
+    /// Its arguments, without the program's name.
+    pub args: Vec<OsString>,
+    /// Variables besides the inherited ones.
+    pub env: Vec<(OsString, OsString)>,
+    /// The network namespace to run in (a path such as `/run/netns/x`); ours when absent.
+    pub netns: Option<PathBuf>,
+    /// `cgroup.procs` files of the control groups to be born in (see [`crate::cgroup`]).
+    pub cgroup_procs: Vec<PathBuf>,
+    /// Where standard output and error go; `/dev/null` when absent.
+    pub log: Option<PathBuf>,
+}
+
+impl Daemon {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// The namespace, a control group, the log or the program cannot be opened, or exec fails.
+    pub fn spawn(&self) -> Result<Child> {
+        let fail = |what: String| move |e: io::Error| Error::new(what, e);
+        let netns = match &self.netns {
+            Some(path) => {
+                let what = format!("open network namespace {}", path.display());
+                Some(OwnedFd::from(File::open(path).map_err(fail(what))?))
+            }
+            None => None,
+        };
+        let mut groups = Vec::new();
+        for path in &self.cgroup_procs {
+            let file = OpenOptions::new().write(true).open(path);
+            groups.push(file.map_err(fail(format!("open {}", path.display())))?);
+        }
+        let mut command = Command::new(&self.program);
+        command
+            .args(&self.args)
+            .envs(self.env.iter().map(|(k, v)| (k, v)))
+            .stdin(Stdio::null());
+        match &self.log {
+            Some(path) => {
+                let log = OpenOptions::new().create(true).append(true).open(path);
+                let log = log.map_err(fail(format!("open {}", path.display())))?;
+                let twin = log
+                    .try_clone()
+                    .map_err(fail(format!("open {}", path.display())))?;
+                command.stdout(log).stderr(twin);
+            }
+            None => {
+                command.stdout(Stdio::null()).stderr(Stdio::null());
+            }
+        }
+        before_exec(&mut command, netns, groups);
+        command
+            .spawn()
+            .map_err(fail(format!("start {}", self.program.display())))
+    }
+}
+
+/// What the child does between fork and exec: only system calls, no allocation.
+#[expect(
+    unsafe_code,
+    reason = "the step between fork and exec has no safe interface"
+)]
+fn before_exec(command: &mut Command, netns: Option<OwnedFd>, mut groups: Vec<File>) {
+    let enter = move || -> io::Result<()> {
+        nix::unistd::setsid()?;
+        for group in &mut groups {
+            // "0" is the writing process itself (cgroups(7)).
+            group.write_all(b"0")?;
+        }
+        if let Some(netns) = &netns {
+            nix::sched::setns(netns.as_fd(), CloneFlags::CLONE_NEWNET)?;
+        }
+        Ok(())
+    };
+    // SAFETY: the closure makes only async-signal-safe system calls on descriptors opened before
+    // the fork; it neither allocates nor takes a lock.
+    unsafe { command.pre_exec(enter) };
+}
+
+/// True while a process with this pid exists and is not a zombie.
+pub fn is_alive(pid: i32) -> bool {
+    match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+        // The state follows the parenthesised name, which may itself hold parentheses.
+        Ok(stat) => stat
+            .rsplit_once(") ")
+            .is_some_and(|(_, rest)| !rest.starts_with('Z')),
+        Err(_) => false,
+    }
+}
+
+/// Sends a signal; a process that is gone is fine.
+pub fn signal(pid: i32, signal: Signal) -> Result<()> {
+    match kill(Pid::from_raw(pid), signal) {
+        Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
+        Err(e) => Err(Error::new(format!("send {signal} to process {pid}"), e)),
+    }
+}
+
+/// Resident memory in bytes (`VmRSS` of `/proc/PID/status`).
+pub fn resident_bytes(pid: i32) -> Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let text = std::fs::read_to_string(&path).map_err(|e| Error::new(format!("read {path}"), e))?;
+    let line = text.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+    let kib = line
+        .and_then(|l| l.trim().strip_suffix(" kB"))
+        .and_then(|n| n.trim().parse().ok());
+    kib.map(|kib: u64| kib * 1024)
+        .ok_or_else(|| Error::other(format!("read {path}"), "no VmRSS line"))
+}
+
+/// The program's own directory: where its sibling programs are installed.
+pub fn sibling(name: &str) -> Result<PathBuf> {
+    let me = std::env::current_exe().map_err(|e| Error::new("find own program file", e))?;
+    let dir = me.parent().unwrap_or(Path::new("/"));
+    Ok(dir.join(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_daemon_has_its_own_session_and_log() {
+        let dir = std::env::temp_dir().join(format!("seaway-process-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let log = dir.join("log");
+        let args = ["-c", "cut -d' ' -f1,6 /proc/$$/stat; echo $WORD"]
+            .map(OsString::from)
+            .to_vec();
+        let env = vec![("WORD".into(), "hello".into())];
+        let program = "/bin/sh".into();
+        let daemon = Daemon {
+            program,
+            args,
+            env,
+            log: Some(log.clone()),
+            ..Daemon::default()
+        };
+        let mut child = daemon.spawn().unwrap();
+        assert!(child.wait().unwrap().success());
+        let text = std::fs::read_to_string(log).unwrap();
+        let pid = child.id();
+        assert_eq!(text, format!("{pid} {pid}\nhello\n"));
+        assert!(!is_alive(i32::try_from(pid).unwrap()));
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn our_own_memory_is_known() {
+        let me = i32::try_from(std::process::id()).unwrap();
+        assert!(is_alive(me));
+        assert!(resident_bytes(me).unwrap() > 100_000);
+    }
+}
