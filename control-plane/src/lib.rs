@@ -1,1 +1,7 @@
-//! Placeholder; the crate's owner writes this page.
+//! The control plane: store, API server and, beside them in one process, scheduler and controllers.
+//!
+//! Requests flow one way: `http -> authn/authz -> admit -> store -> watch -> controllers, scheduler`,
+//! whose writes come back through the same door. Objects stay JSON all the way, so fields this
+//! program does not know survive.
+
+pub mod store;
