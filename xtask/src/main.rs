@@ -1,2 +1,109 @@
-//! x
-fn main() {}
+//! `cargo xtask`: everything a developer types in this repository.
+
+#![expect(
+    clippy::print_stdout,
+    reason = "a command-line tool speaks on standard output"
+)]
+
+mod bench;
+mod run;
+mod setup;
+mod test;
+mod tidy;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::{Parser, Subcommand};
+
+/// Build, run and test Seaway.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what this project needs on a Debian machine (idempotent, as root)
+    Setup {
+        /// Only what running a cluster needs, not what the tests need
+        #[arg(long)]
+        run_only: bool,
+    },
+    /// Build, then start a cluster of three nodes on this machine and prove that it serves
+    Up {
+        /// Build optimised binaries (slower to build, smaller and faster to run)
+        #[arg(long)]
+        release: bool,
+        /// Arguments for `seaway up`
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
+    /// Remove the cluster and every trace of it
+    Down {
+        /// Arguments for `seaway down`
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
+    /// Run everything that can be tested on this machine, with what it needs installed first
+    Test {
+        /// Run only these stages (see the stage names it prints)
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
+    },
+    /// The gate of the project: the same as `test`
+    Ci,
+    /// Run the tests that use real network namespaces (as root)
+    Net {
+        /// Only tests whose name has this text
+        filter: Option<String>,
+    },
+    /// Check what the compiler does not: orphan files, module docs, file sizes, dependency direction
+    Tidy,
+    /// Measure; a table for people, or one JSON object a line
+    Bench {
+        /// What to measure: cni, cluster, proxy; all when left out
+        name: Option<String>,
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run a command under a kernel that has IPVS
+    Vm {
+        /// The command
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
+    /// Rebuild the eBPF object
+    Ebpf,
+    /// Make release archives
+    Dist,
+}
+
+fn main() -> ExitCode {
+    match dispatch(Args::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<()> {
+    match command {
+        Command::Setup { run_only } => setup::run(run_only),
+        Command::Up { release, args } => run::up(release, &args),
+        Command::Down { args } => run::down(&args),
+        Command::Test { only } => test::run(&only),
+        Command::Ci => test::run(&[]),
+        Command::Net { filter } => test::net(filter.as_deref()),
+        Command::Tidy => tidy::run(),
+        Command::Bench { name, json } => bench::run(name.as_deref(), json),
+        Command::Vm { .. } => bail!("vm: not yet (it comes with the IPVS mode)"),
+        Command::Ebpf => bail!("ebpf: not yet (it comes with the eBPF mode)"),
+        Command::Dist => bail!("dist: not yet (it comes with the first release)"),
+    }
+}
