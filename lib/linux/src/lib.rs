@@ -1,11 +1,27 @@
 //! The one door to the Linux kernel. Everything in here is synchronous and returns errors that name
 //! the operation and its object.
 
+pub mod addr;
 pub mod cgroup;
 pub mod error;
 pub mod exec;
+pub mod fdb;
+pub mod host;
+pub mod iptables;
+pub mod kernel;
+pub mod link;
+pub mod mac;
 pub mod mount;
+pub mod neigh;
+pub mod netlink;
+pub mod netns;
 pub mod notify;
 pub mod process;
+pub mod route;
+pub mod sysctl;
 
 pub use error::{Error, Result};
+pub use host::Host;
+pub use kernel::Kernel;
+pub use mac::Mac;
+pub use netns::{NetNs, NsRef};

@@ -1,0 +1,189 @@
+//! `iptables-save` and `iptables-restore` of one family: text in, text out, in the calling thread's
+//! network namespace. The programs exist in two kinds that keep their rules in different places of
+//! the kernel; the one whose rules the host already has is used.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::exec::{Exec, which};
+
+/// How long the programs wait for another one's lock.
+const LOCK_SECONDS: &str = "5";
+
+/// A restore of 100 000 rules takes some seconds; more than this is a hang.
+const TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Address family of the rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// `iptables`.
+    V4,
+    /// `ip6tables`.
+    V6,
+}
+
+impl Family {
+    fn program(self) -> &'static str {
+        match self {
+            Self::V4 => "iptables",
+            Self::V6 => "ip6tables",
+        }
+    }
+
+    fn legacy_tables(self) -> &'static str {
+        match self {
+            Self::V4 => "/proc/thread-self/net/ip_tables_names",
+            Self::V6 => "/proc/thread-self/net/ip6_tables_names",
+        }
+    }
+}
+
+/// Where the rules are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Backend {
+    /// nf_tables, through iptables-nft.
+    Nft,
+    /// The old x_tables.
+    Legacy,
+}
+
+impl Backend {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Nft => "nft",
+            Self::Legacy => "legacy",
+        }
+    }
+}
+
+/// The pair of programs for one family.
+#[derive(Debug, Clone)]
+pub struct Iptables {
+    family: Family,
+    backend: Backend,
+    save: PathBuf,
+    restore: PathBuf,
+}
+
+impl Iptables {
+    /// Finds the kind that the calling thread's network namespace uses: the one that has rules
+    /// already, nft when none or both have.
+    ///
+    /// # Errors
+    /// Neither kind is installed.
+    pub fn detect(family: Family) -> Result<Self> {
+        let nft = Self::of(family, Backend::Nft);
+        let legacy = Self::of(family, Backend::Legacy);
+        match (nft, legacy) {
+            (Ok(nft), Ok(legacy)) => {
+                // Reading this file, unlike asking the program, never makes the kernel load tables.
+                let tables = fs::read_to_string(family.legacy_tables()).unwrap_or_default();
+                let legacy_used = !tables.trim().is_empty() && legacy.has_rules()?;
+                Ok(if legacy_used && !nft.has_rules()? {
+                    legacy
+                } else {
+                    nft
+                })
+            }
+            (Ok(only), Err(_)) | (Err(_), Ok(only)) => Ok(only),
+            (Err(error), Err(_)) => Self::plain(family).ok_or(error),
+        }
+    }
+
+    /// The programs of a given kind.
+    ///
+    /// # Errors
+    /// They are not installed.
+    pub fn of(family: Family, backend: Backend) -> Result<Self> {
+        let base = format!("{}-{}", family.program(), backend.word());
+        let find = |what: &str| {
+            let program = format!("{base}-{what}");
+            which(&program).ok_or_else(|| {
+                Error::new(format!("find {program}"), std::io::ErrorKind::NotFound)
+                    .with_detail("install the package iptables")
+            })
+        };
+        Ok(Self {
+            family,
+            backend,
+            save: find("save")?,
+            restore: find("restore")?,
+        })
+    }
+
+    /// The programs without a kind in their name, where only those are installed.
+    fn plain(family: Family) -> Option<Self> {
+        let base = family.program();
+        let version = Exec::new(which(base)?)
+            .arg("--version")
+            .output()
+            .ok()?
+            .text();
+        let backend = if version.contains("nf_tables") {
+            Backend::Nft
+        } else {
+            Backend::Legacy
+        };
+        let save = which(&format!("{base}-save"))?;
+        let restore = which(&format!("{base}-restore"))?;
+        Some(Self {
+            family,
+            backend,
+            save,
+            restore,
+        })
+    }
+
+    /// The family of the rules.
+    pub fn family(&self) -> Family {
+        self.family
+    }
+
+    /// Where the rules are kept.
+    pub fn backend(&self) -> Backend {
+        self.backend
+    }
+
+    /// The rules of `table`, or of all tables, as `iptables-save` writes them without counters.
+    ///
+    /// # Errors
+    /// The program's words.
+    pub fn save(&self, table: Option<&str>) -> Result<String> {
+        let mut exec = Exec::new(&self.save).timeout(TIMEOUT);
+        if let Some(table) = table {
+            exec = exec.args(["-t", table]);
+        }
+        Ok(exec.run()?.text())
+    }
+
+    /// Applies `text` (tables between `*name` and `COMMIT`), each table as one transaction. Chains
+    /// that `text` does not declare stay as they are; counters in `[packets:bytes]` are kept.
+    ///
+    /// # Errors
+    /// The program's words, which name the line.
+    pub fn restore(&self, text: &str) -> Result<()> {
+        self.restore_with(text, &[])
+    }
+
+    /// Checks `text` without applying it.
+    ///
+    /// # Errors
+    /// The program's words, which name the line.
+    pub fn check(&self, text: &str) -> Result<()> {
+        self.restore_with(text, &["--test"])
+    }
+
+    fn restore_with(&self, text: &str, more: &[&str]) -> Result<()> {
+        if text.is_empty() {
+            return Ok(());
+        }
+        let exec = Exec::new(&self.restore).args(["-w", LOCK_SECONDS, "--noflush", "--counters"]);
+        exec.args(more).stdin(text).timeout(TIMEOUT).run().map(drop)
+    }
+
+    fn has_rules(&self) -> Result<bool> {
+        Ok(self.save(None)?.lines().any(|line| line.starts_with("-A")))
+    }
+}

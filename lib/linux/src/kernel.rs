@@ -1,0 +1,424 @@
+//! The real kernel behind the [`Host`] door: one netlink socket in one network namespace.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use ipnetwork::IpNetwork;
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::RouteNetlinkMessage as M;
+
+use crate::addr::{self, Addr};
+use crate::error::{Error, Result};
+use crate::fdb::{self, FdbEntry};
+use crate::host::Host;
+use crate::link::{self, Link, LinkChange, NewBridge, NewVeth, NewVxlan};
+use crate::neigh::{self, Neigh};
+use crate::netlink::Netlink;
+use crate::netns::{NetNs, NsRef};
+use crate::route::{self, Route, RouteFilter};
+use crate::sysctl;
+
+/// One network namespace of the real kernel. May be used from any thread, wherever it was opened.
+#[derive(Debug)]
+pub struct Kernel {
+    netlink: Netlink,
+    netns: NetNs,
+    /// Settings can only be reached from a thread inside.
+    inside: bool,
+    /// Names of links by index, as last seen. An entry that turns out to be old is dropped and
+    /// looked up again.
+    names: BTreeMap<u32, String>,
+}
+
+impl Kernel {
+    /// The calling thread's network namespace. Settings (`sysctl`) are then those of whichever
+    /// thread asks, which is the same for a process that never leaves its namespace.
+    ///
+    /// # Errors
+    /// The kernel refuses the socket.
+    pub fn open() -> Result<Self> {
+        let netlink = Netlink::open()?;
+        Ok(Self {
+            netlink,
+            netns: NetNs::current()?,
+            inside: true,
+            names: BTreeMap::new(),
+        })
+    }
+
+    /// The network namespace `netns`.
+    ///
+    /// # Errors
+    /// It cannot be entered, or the socket is refused.
+    pub fn open_in(netns: NetNs) -> Result<Self> {
+        let netlink = Netlink::open_in(&netns)?;
+        Ok(Self {
+            netlink,
+            netns,
+            inside: false,
+            names: BTreeMap::new(),
+        })
+    }
+
+    /// The namespace this door leads to.
+    pub fn namespace(&self) -> &NetNs {
+        &self.netns
+    }
+
+    /// The link with this index.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn link_by_index(&mut self, index: u32) -> Result<Option<Link>> {
+        self.get_link(Some(index), None)
+    }
+
+    fn get_link(&mut self, index: Option<u32>, name: Option<&str>) -> Result<Option<Link>> {
+        let message = M::GetLink(link::get(index, name));
+        let answer = match (index, name) {
+            (_, Some(name)) => self
+                .netlink
+                .request(format_args!("get link {name}"), message, 0),
+            (index, None) => {
+                let index = index.unwrap_or(0);
+                self.netlink
+                    .request(format_args!("get link number {index}"), message, 0)
+            }
+        };
+        match answer {
+            Ok(messages) => {
+                let found = messages.iter().find_map(as_link);
+                if let Some(link) = &found {
+                    self.remember(link);
+                }
+                Ok(found)
+            }
+            Err(e) if e.is_not_found() => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn remember(&mut self, link: &Link) {
+        self.names.retain(|_, name| *name != link.name);
+        self.names.insert(link.index, link.name.clone());
+    }
+
+    /// The index of link `name`, from memory where it is known.
+    fn index(&mut self, name: &str) -> Result<u32> {
+        if let Some((index, _)) = self.names.iter().find(|(_, known)| *known == name) {
+            return Ok(*index);
+        }
+        match self.link(name)? {
+            Some(link) => Ok(link.index),
+            None => {
+                let gone = io::Error::from_raw_os_error(libc::ENODEV);
+                Err(Error::new(format!("get link {name}"), gone))
+            }
+        }
+    }
+
+    /// Runs `work` with the index of link `name`. If that came from memory and the link is gone,
+    /// looks again: it may have been made anew by someone else.
+    fn with_index<T>(
+        &mut self,
+        name: &str,
+        work: impl Fn(&mut Netlink, u32) -> Result<T>,
+    ) -> Result<T> {
+        let index = self.index(name)?;
+        match work(&mut self.netlink, index) {
+            Err(e) if e.errno() == Some(libc::ENODEV) => {
+                self.names.remove(&index);
+                let fresh = self.index(name)?;
+                if fresh == index {
+                    Err(e)
+                } else {
+                    work(&mut self.netlink, fresh)
+                }
+            }
+            result => result,
+        }
+    }
+
+    fn name(&mut self, index: u32) -> Result<Option<String>> {
+        if let Some(name) = self.names.get(&index) {
+            return Ok(Some(name.clone()));
+        }
+        Ok(self.link_by_index(index)?.map(|link| link.name))
+    }
+
+    /// Runs `work` where settings of this namespace can be reached.
+    fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        if self.inside {
+            work()
+        } else {
+            self.netns.run(work)?
+        }
+    }
+
+    fn change_route(&mut self, verb: &str, route: &Route, flags: u16) -> Result<()> {
+        let send = |netlink: &mut Netlink, oif: Option<u32>| {
+            let message = M::NewRoute(route::message(route, oif));
+            netlink.change(
+                format_args!("{verb} route {route}"),
+                message,
+                NLM_F_CREATE | flags,
+            )
+        };
+        match &route.dev {
+            Some(dev) => self.with_index(dev, |netlink, oif| send(netlink, Some(oif))),
+            None => send(&mut self.netlink, None),
+        }
+    }
+
+    fn change_fdb(&mut self, verb: &str, link: &str, entry: &FdbEntry, flags: u16) -> Result<()> {
+        self.with_index(link, |netlink, index| {
+            let message = M::NewNeighbour(fdb::message(index, entry));
+            let mac = entry.mac;
+            netlink.change(
+                format_args!("{verb} forwarding entry {mac} on {link}"),
+                message,
+                NLM_F_CREATE | flags,
+            )
+        })
+    }
+}
+
+fn as_link(message: &M) -> Option<Link> {
+    match message {
+        M::NewLink(message) => Some(link::parse(message)),
+        _ => None,
+    }
+}
+
+impl Host for Kernel {
+    fn netns(&self) -> NsRef {
+        self.netns.reference()
+    }
+
+    fn links(&mut self) -> Result<Vec<Link>> {
+        let message = M::GetLink(link::get(None, None));
+        let messages = self.netlink.dump(format_args!("list links"), &message)?;
+        let links: Vec<Link> = messages.iter().filter_map(as_link).collect();
+        self.names = links
+            .iter()
+            .map(|link| (link.index, link.name.clone()))
+            .collect();
+        Ok(links)
+    }
+
+    fn link(&mut self, name: &str) -> Result<Option<Link>> {
+        self.get_link(None, Some(name))
+    }
+
+    fn add_bridge(&mut self, new: &NewBridge) -> Result<()> {
+        let message = M::NewLink(link::create_bridge(new));
+        let op = format_args!("make bridge {}", new.name);
+        self.netlink.change(op, message, NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    fn add_veth(&mut self, new: &NewVeth) -> Result<()> {
+        let send = |netlink: &mut Netlink, master: Option<u32>| {
+            let message = M::NewLink(link::create_veth(new, master));
+            let op = format_args!("make veth {} with peer {}", new.name, new.peer_name);
+            netlink.change(op, message, NLM_F_CREATE | NLM_F_EXCL)
+        };
+        match &new.master {
+            Some(master) => self.with_index(master, |netlink, index| send(netlink, Some(index))),
+            None => send(&mut self.netlink, None),
+        }
+    }
+
+    fn add_vxlan(&mut self, new: &NewVxlan) -> Result<()> {
+        let underlay = new
+            .underlay
+            .as_ref()
+            .map(|name| self.index(name))
+            .transpose()?;
+        let message = M::NewLink(link::create_vxlan(new, underlay));
+        let op = format_args!(
+            "make vxlan {} (vni {}, port {})",
+            new.name, new.vni, new.port
+        );
+        self.netlink.change(op, message, NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    fn set_link(&mut self, name: &str, change: &LinkChange) -> Result<()> {
+        let master = match change.master.as_deref() {
+            Some("") => Some(0),
+            Some(master) => Some(self.index(master)?),
+            None => None,
+        };
+        self.with_index(name, |netlink, index| {
+            // Options of a bridge port are taken by RTM_NEWLINK only.
+            let message = M::NewLink(link::set(index, change, master));
+            netlink.change(format_args!("{}", change.title(name)), message, 0)
+        })?;
+        if change.name.is_some() || change.netns.is_some() {
+            self.names.retain(|_, known| known != name);
+        }
+        Ok(())
+    }
+
+    fn delete_link(&mut self, name: &str) -> Result<()> {
+        // By name: no look-up, and never another link that got an old index.
+        let message = M::DelLink(link::get(None, Some(name)));
+        self.netlink
+            .change(format_args!("delete link {name}"), message, 0)?;
+        self.names.retain(|_, known| known != name);
+        Ok(())
+    }
+
+    fn addrs(&mut self, link: &str) -> Result<Vec<Addr>> {
+        self.with_index(link, |netlink, index| {
+            let op = format_args!("list addresses of {link}");
+            let messages = netlink.dump(op, &M::GetAddress(addr::list(Some(index))))?;
+            let all = messages.iter().filter_map(|m| match m {
+                M::NewAddress(message) => addr::parse(message),
+                _ => None,
+            });
+            Ok(all
+                .filter(|(on, _)| *on == index)
+                .map(|(_, addr)| addr)
+                .collect())
+        })
+    }
+
+    fn add_addr(&mut self, link: &str, addr: &Addr) -> Result<()> {
+        self.with_index(link, |netlink, index| {
+            let message = M::NewAddress(addr::message(index, addr));
+            let op = format_args!("add address {} to {link}", addr.net);
+            netlink.change(op, message, NLM_F_CREATE | NLM_F_EXCL)
+        })
+    }
+
+    fn del_addr(&mut self, link: &str, net: IpNetwork) -> Result<()> {
+        self.with_index(link, |netlink, index| {
+            let message = M::DelAddress(addr::message(index, &Addr::new(net)));
+            netlink.change(format_args!("delete address {net} of {link}"), message, 0)
+        })
+    }
+
+    fn routes(&mut self, filter: &RouteFilter<'_>) -> Result<Vec<Route>> {
+        let oif = filter.dev.map(|dev| self.index(dev)).transpose()?;
+        let mut routes = Vec::new();
+        for ipv6 in [false, true] {
+            if filter.ipv6.is_some_and(|only| only != ipv6) {
+                continue;
+            }
+            let message = M::GetRoute(route::list(ipv6, filter, oif));
+            let found = match self.netlink.dump(format_args!("list routes"), &message) {
+                // A table that no route was ever put in does not exist.
+                Err(e) if e.is_not_found() => Vec::new(),
+                found => found?,
+            };
+            for message in found {
+                let M::NewRoute(message) = message else {
+                    continue;
+                };
+                let Some((index, mut route)) = route::parse(&message) else {
+                    continue;
+                };
+                if let Some(index) = index {
+                    route.dev = self.name(index)?;
+                }
+                if filter.wants(&route) {
+                    routes.push(route);
+                }
+            }
+        }
+        Ok(routes)
+    }
+
+    fn add_route(&mut self, route: &Route) -> Result<()> {
+        self.change_route("add", route, NLM_F_EXCL)
+    }
+
+    fn replace_route(&mut self, route: &Route) -> Result<()> {
+        self.change_route("replace", route, NLM_F_REPLACE)
+    }
+
+    fn del_route(&mut self, route: &Route) -> Result<()> {
+        let oif = route.dev.as_ref().map(|dev| self.index(dev)).transpose()?;
+        let message = M::DelRoute(route::message(route, oif));
+        self.netlink
+            .change(format_args!("delete route {route}"), message, 0)
+    }
+
+    fn neighs(&mut self, link: &str) -> Result<Vec<Neigh>> {
+        self.with_index(link, |netlink, index| {
+            let mut neighs = Vec::new();
+            for ipv6 in [false, true] {
+                let message = M::GetNeighbour(neigh::list(ipv6, Some(index)));
+                let found = netlink.dump(format_args!("list neighbours of {link}"), &message)?;
+                let all = found.iter().filter_map(|m| match m {
+                    M::NewNeighbour(message) => neigh::parse(message),
+                    _ => None,
+                });
+                neighs.extend(all.filter(|(on, _)| *on == index).map(|(_, neigh)| neigh));
+            }
+            Ok(neighs)
+        })
+    }
+
+    fn replace_neigh(&mut self, link: &str, neigh: &Neigh) -> Result<()> {
+        self.with_index(link, |netlink, index| {
+            let message = M::NewNeighbour(neigh::message(index, neigh));
+            let op = format_args!("set neighbour {} on {link}", neigh.dst);
+            netlink.change(op, message, NLM_F_CREATE | NLM_F_REPLACE)
+        })
+    }
+
+    fn del_neigh(&mut self, link: &str, neigh: &Neigh) -> Result<()> {
+        self.with_index(link, |netlink, index| {
+            let message = M::DelNeighbour(neigh::message(index, neigh));
+            netlink.change(
+                format_args!("delete neighbour {} of {link}", neigh.dst),
+                message,
+                0,
+            )
+        })
+    }
+
+    fn fdb(&mut self, link: &str) -> Result<Vec<FdbEntry>> {
+        self.with_index(link, |netlink, index| {
+            let op = format_args!("list forwarding entries of {link}");
+            let messages = netlink.dump(op, &M::GetNeighbour(fdb::list(index)))?;
+            let all = messages.iter().filter_map(|m| match m {
+                M::NewNeighbour(message) => fdb::parse(message),
+                _ => None,
+            });
+            Ok(all
+                .filter(|(on, _)| *on == index)
+                .map(|(_, entry)| entry)
+                .collect())
+        })
+    }
+
+    fn replace_fdb(&mut self, link: &str, entry: &FdbEntry) -> Result<()> {
+        self.change_fdb("set", link, entry, NLM_F_REPLACE)
+    }
+
+    fn append_fdb(&mut self, link: &str, entry: &FdbEntry) -> Result<()> {
+        self.change_fdb("append", link, entry, NLM_F_APPEND)
+    }
+
+    fn del_fdb(&mut self, link: &str, entry: &FdbEntry) -> Result<()> {
+        self.with_index(link, |netlink, index| {
+            let message = M::DelNeighbour(fdb::message(index, entry));
+            let op = format_args!("delete forwarding entry {} of {link}", entry.mac);
+            netlink.change(op, message, 0)
+        })
+    }
+
+    fn sysctl(&mut self, key: &str) -> Result<String> {
+        self.inside(|| sysctl::read(key))
+    }
+
+    fn set_sysctl(&mut self, key: &str, value: &str) -> Result<()> {
+        self.inside(|| sysctl::write(key, value))
+    }
+
+    fn ensure_sysctl(&mut self, key: &str, value: &str) -> Result<bool> {
+        self.inside(|| sysctl::ensure(key, value))
+    }
+}
