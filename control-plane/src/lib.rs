@@ -4,4 +4,5 @@
 //! whose writes come back through the same door. Objects stay JSON all the way, so fields this
 //! program does not know survive.
 
+pub mod pki;
 pub mod store;
