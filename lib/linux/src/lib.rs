@@ -5,6 +5,8 @@ pub mod addr;
 pub mod cgroup;
 pub mod error;
 pub mod exec;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
 pub mod fdb;
 pub mod host;
 pub mod iptables;
