@@ -1,1 +1,56 @@
-//! Placeholder; the crate's owner writes this page.
+//! What the black-box tests share: a cluster of their own, the real kubectl, snapshots of the machine.
+
+#![expect(
+    clippy::print_stdout,
+    reason = "a test runner speaks on standard output"
+)]
+
+pub mod cluster;
+pub mod runner;
+pub mod snapshot;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+/// The folder of the programs under test: beside the test program's own folder.
+pub fn bin_dir() -> Result<PathBuf> {
+    let me = std::env::current_exe()?;
+    match me.parent().and_then(|deps| deps.parent()) {
+        Some(dir) => Ok(dir.to_owned()),
+        None => bail!("the test program {} has no folder", me.display()),
+    }
+}
+
+/// The checkout's kubectl, fetched by `cargo xtask setup`.
+pub fn kubectl() -> Result<PathBuf> {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    // The tools belong to the checkout; they are in its own target folder whatever is configured.
+    let candidates = [root.join("target"), target];
+    let found = candidates
+        .iter()
+        .map(|t| t.join("tools/kubectl-v1.35/kubectl"))
+        .find(|p| p.is_file());
+    found.ok_or_else(|| anyhow::anyhow!("kubectl 1.35 is missing; run `cargo xtask setup`"))
+}
+
+/// Asks until the answer is there; the last error says what was missing.
+pub fn wait_until<T>(
+    what: &str,
+    timeout: Duration,
+    mut ask: impl FnMut() -> Result<T>,
+) -> Result<T> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        match ask() {
+            Ok(answer) => return Ok(answer),
+            Err(error) if Instant::now() > deadline => {
+                return Err(error.context(format!("waited {} s for {what}", timeout.as_secs())));
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}

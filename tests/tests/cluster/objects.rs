@@ -1,0 +1,272 @@
+//! Objects through kubectl: apply, watch, create, patch, errors, namespaces, access.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use linux::exec::Exec;
+use seaway_tests::cluster::Cluster;
+use seaway_tests::wait_until;
+
+use crate::pods::POD_TIMEOUT;
+
+const PAIR: &str = "
+apiVersion: v1
+kind: ConfigMap
+metadata: { name: pair, labels: { app: pair } }
+data: { a: \"1\", b: \"2\" }
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: { name: pair, labels: { app: pair } }
+spec:
+  replicas: 1
+  selector: { matchLabels: { app: pair } }
+  template:
+    metadata: { labels: { app: pair } }
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+        - { name: a, image: 'seaway.local/sample:1', command: [/bin/rest] }
+";
+
+pub(crate) fn apply_and_delete(cluster: &Cluster) -> Result<()> {
+    let first = cluster.apply(PAIR)?;
+    ensure!(
+        first.contains("configmap/pair created") && first.contains("deployment.apps/pair created"),
+        "{first}"
+    );
+    let again = cluster.apply(PAIR)?;
+    ensure!(again.matches("unchanged").count() == 2, "{again}");
+    let changed = cluster.apply(&PAIR.replace(", b: \"2\"", ", c: \"3\""))?;
+    ensure!(changed.contains("configmap/pair configured"), "{changed}");
+    let data = cluster.get(&["configmap", "pair"])?["data"].clone();
+    ensure!(
+        data == serde_json::json!({"a": "1", "c": "3"}),
+        "after apply the data is {data}"
+    );
+    let gone = cluster
+        .kubectl_command(&["delete", "-f", "-"])
+        .stdin(PAIR)
+        .run()?
+        .text();
+    ensure!(gone.contains("configmap \"pair\" deleted"), "{gone}");
+    wait_until(
+        "the pods of a deleted deployment to go",
+        POD_TIMEOUT,
+        || {
+            let left = cluster.kubectl(&["get", "pods", "-l", "app=pair", "-o", "name"])?;
+            if left.is_empty() {
+                Ok(())
+            } else {
+                bail!("left: {left}")
+            }
+        },
+    )
+}
+
+pub(crate) fn watch(cluster: &Cluster) -> Result<()> {
+    // The watch ends by itself, so that its output is whole.
+    let args = [
+        "get",
+        "configmaps",
+        "-l",
+        "watched=yes",
+        "-w",
+        "--request-timeout=6s",
+    ];
+    let exec = cluster.kubectl_command(&args);
+    let watching = std::thread::spawn(move || exec.output());
+    let make = || {
+        cluster.kubectl(&["create", "configmap", "seen", "--from-literal=a=1"])?;
+        cluster.kubectl(&["label", "configmap", "seen", "watched=yes"])?;
+        cluster.kubectl(&["delete", "configmap", "seen"])
+    };
+    std::thread::sleep(Duration::from_secs(1));
+    make()?;
+    let output = watching
+        .join()
+        .map_err(|_| anyhow::anyhow!("the watching thread broke"))??;
+    let text = output.text();
+    ensure!(text.contains("seen"), "the watch showed {text:?}");
+    Ok(())
+}
+
+pub(crate) fn create(cluster: &Cluster) -> Result<()> {
+    cluster.kubectl(&["create", "namespace", "made"])?;
+    let run = |args: &[&str]| cluster.kubectl(&[args, &["-n", "made"]].concat());
+    run(&[
+        "create",
+        "deployment",
+        "made",
+        "--image=seaway.local/sample:1",
+        "--",
+        "/bin/rest",
+    ])?;
+    run(&[
+        "create",
+        "secret",
+        "generic",
+        "made",
+        "--from-literal=password=abc",
+    ])?;
+    run(&["create", "serviceaccount", "made"])?;
+    run(&[
+        "expose",
+        "deployment",
+        "made",
+        "--port=80",
+        "--target-port=8080",
+    ])?;
+    run(&[
+        "wait",
+        "--for=condition=Available",
+        "deployment/made",
+        "--timeout=60s",
+    ])?;
+    let secret = cluster.get(&["secret", "made", "-n", "made"])?;
+    ensure!(
+        secret["data"]["password"] == "YWJj",
+        "the secret holds {}",
+        secret["data"]
+    );
+    cluster.kubectl(&["delete", "namespace", "made"])?;
+    Ok(())
+}
+
+pub(crate) fn patch_and_select(cluster: &Cluster) -> Result<()> {
+    for (name, tier) in [("one", "front"), ("two", "back")] {
+        cluster.kubectl(&["create", "configmap", name])?;
+        cluster.kubectl(&["label", "configmap", name, &format!("tier={tier}")])?;
+    }
+    let select =
+        |selector: &str| cluster.kubectl(&["get", "configmaps", "-o", "name", "-l", selector]);
+    ensure!(
+        select("tier in (front)")? == "configmap/one\n",
+        "{}",
+        select("tier in (front)")?
+    );
+    ensure!(
+        select("tier,tier!=front")? == "configmap/two\n",
+        "{}",
+        select("tier,tier!=front")?
+    );
+    let field = cluster.kubectl(&[
+        "get",
+        "configmaps",
+        "-o",
+        "name",
+        "--field-selector",
+        "metadata.name=two",
+    ])?;
+    ensure!(field == "configmap/two\n", "{field}");
+    cluster.kubectl(&["annotate", "configmap", "one", "note=x"])?;
+    for (kind, patch) in [
+        ("merge", r#"{"data":{"m":"1"}}"#),
+        ("json", r#"[{"op":"add","path":"/data/j","value":"2"}]"#),
+        ("strategic", r#"{"data":{"s":"3"}}"#),
+    ] {
+        cluster.kubectl(&["patch", "configmap", "one", "--type", kind, "-p", patch])?;
+    }
+    let data = cluster.get(&["configmap", "one"])?["data"].clone();
+    ensure!(
+        data == serde_json::json!({"m": "1", "j": "2", "s": "3"}),
+        "patched to {data}"
+    );
+    cluster.kubectl(&["delete", "configmap", "one", "two"])?;
+    Ok(())
+}
+
+pub(crate) fn bad_manifests(cluster: &Cluster) -> Result<()> {
+    let refused = |manifest: &str, word: &str| -> Result<()> {
+        let output = cluster.kubectl_output(&["apply", "-f", "-"], manifest)?;
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(
+            !output.status.success() && error.contains(word),
+            "no {word:?} in {error:?}"
+        );
+        Ok(())
+    };
+    refused(
+        "{apiVersion: v1, kind: Service, metadata: {name: bad}, spec: {ports: [{port: 99999}]}}",
+        "spec.ports[0].port",
+    )?;
+    refused(
+        "{apiVersion: v1, kind: ConfigMap, metadata: {name: Bad_Name}}",
+        "metadata.name",
+    )?;
+    refused(
+        "{apiVersion: v1, kind: ConfigMap, metadata: {name: bad}, dat: {a: b}}",
+        "unknown field \"dat\"",
+    )?;
+    refused(
+        "{apiVersion: v1, kind: Nothing, metadata: {name: bad}}",
+        "no matches for kind",
+    )?;
+    refused(
+        "{apiVersion: apps/v1, kind: Deployment, metadata: {name: bad}, spec: {selector: {matchLabels: {a: b}}, \
+         template: {metadata: {labels: {a: c}}, spec: {containers: [{name: a, image: i}]}}}}",
+        "selector",
+    )
+}
+
+pub(crate) fn namespace(cluster: &Cluster) -> Result<()> {
+    cluster.kubectl(&["create", "namespace", "gone"])?;
+    cluster.apply(&PAIR.replace(
+        "metadata: { name: pair,",
+        "metadata: { name: pair, namespace: gone,",
+    ))?;
+    cluster.kubectl(&[
+        "wait",
+        "-n",
+        "gone",
+        "--for=condition=Available",
+        "deployment/pair",
+        "--timeout=60s",
+    ])?;
+    cluster.kubectl(&["delete", "namespace", "gone"])?;
+    let output = cluster.kubectl_output(&["get", "namespace", "gone"], "")?;
+    ensure!(!output.status.success(), "the namespace is still there");
+    let pods = cluster.kubectl(&["get", "pods", "-A", "-l", "app=pair", "-o", "name"])?;
+    ensure!(pods.is_empty(), "pods outlived their namespace: {pods}");
+    Ok(())
+}
+
+pub(crate) fn anonymous(cluster: &Cluster) -> Result<()> {
+    let config = std::fs::read_to_string(cluster.kubeconfig())?;
+    let server = config
+        .lines()
+        .find_map(|l| l.trim().strip_prefix("server:"));
+    let server = server
+        .context("no server in the kubeconfig")?
+        .trim()
+        .trim_matches('"')
+        .to_owned();
+    let raw = |path: &str| {
+        Exec::new(seaway_tests::kubectl()?)
+            .args([
+                "--server",
+                &server,
+                "--insecure-skip-tls-verify",
+                "get",
+                "--raw",
+                path,
+            ])
+            .env("KUBECONFIG", "/dev/null")
+            .env("HOME", "/nonexistent")
+            .output()
+            .context("kubectl get --raw")
+    };
+    ensure!(
+        raw("/readyz")?.status.success(),
+        "anonymous cannot read /readyz"
+    );
+    ensure!(
+        !raw("/api/v1/namespaces/default/secrets")?.status.success(),
+        "anonymous reads secrets"
+    );
+    ensure!(
+        !raw("/api/v1/pods")?.status.success(),
+        "anonymous reads pods"
+    );
+    Ok(())
+}
