@@ -1,1 +1,22 @@
-//! Placeholder; the crate's owner writes this page.
+//! A small client of the Kubernetes API for daemons: from a kubeconfig to list-and-watch streams of
+//! any type that can be read from JSON, and to the few writes that daemons do.
+//!
+//! `kube` does the connection, TLS and authentication. Lists and watches are our own, because those
+//! of `kube` want the full types: here a type holds only the fields that its user reads, objects are
+//! read one by one out of the answer, and one that cannot be read is logged and left out without
+//! stopping the others.
+
+mod backoff;
+mod config;
+mod error;
+mod requests;
+mod resource;
+mod watch;
+
+#[cfg(test)]
+mod tests;
+
+pub use config::KubeconfigError;
+pub use error::{Error, Result};
+pub use requests::{Client, Patch};
+pub use resource::{Resource, Selection};
