@@ -1,0 +1,142 @@
+//! Runs steps on node and pod, and takes back what was done when one fails.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use linux::{Error, Host, Result};
+
+use crate::step::{Side, Step};
+
+/// How long a port may take until packets flow. The kernel does it within a millisecond unless
+/// someone holds the RTNL lock.
+const PORT_WAIT: Duration = Duration::from_secs(5);
+
+/// First pause between two looks at a port; it doubles each time.
+const PORT_PAUSE: Duration = Duration::from_micros(100);
+
+/// Longest pause between two looks at a port.
+const PORT_PAUSE_MAX: Duration = Duration::from_millis(20);
+
+/// Where steps are run.
+pub struct Hosts<'a> {
+    /// The node's network namespace.
+    pub node: &'a mut dyn Host,
+    /// The pod's network namespace, for plans that change it.
+    pub pod: Option<&'a mut dyn Host>,
+}
+
+/// A step that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{cause}{}", left_text(left))]
+pub struct ApplyError {
+    /// Why.
+    #[source]
+    pub cause: Error,
+    /// What could not be taken back.
+    pub left: Vec<Error>,
+}
+
+fn left_text(left: &[Error]) -> String {
+    left.iter()
+        .map(|e| format!("; also, taking back what was done: {e}"))
+        .collect()
+}
+
+impl Hosts<'_> {
+    fn side(&mut self, side: Side) -> Result<&mut dyn Host> {
+        match (side, &mut self.pod) {
+            (Side::Node, _) => Ok(self.node),
+            (Side::Pod, Some(pod)) => Ok(*pod),
+            (Side::Pod, None) => Err(Error::other("change the pod", "its namespace is not open")),
+        }
+    }
+
+    /// Runs one step.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn run(&mut self, step: &Step) -> Result<()> {
+        match step {
+            Step::EnsureBridge(new) => match self.node.add_bridge(new) {
+                Err(e) if e.is_exists() => Ok(()),
+                done => done,
+            },
+            Step::AddVeth(new) => {
+                let mut new = new.clone();
+                new.peer_netns = Some(self.side(Side::Pod)?.netns());
+                self.node.add_veth(&new)
+            }
+            Step::SetLink(side, link, change) => self.side(*side)?.set_link(link, change),
+            Step::EnsureAddr(side, link, addr) => {
+                self.side(*side)?.ensure_addr(link, addr).map(drop)
+            }
+            Step::RemoveAddr(side, link, net) => {
+                self.side(*side)?.ensure_no_addr(link, *net).map(drop)
+            }
+            Step::AddRoute(side, route) => self.side(*side)?.add_route(route),
+            Step::EnsureSysctl(side, key, value) => {
+                self.side(*side)?.ensure_sysctl(key, value).map(drop)
+            }
+            Step::AwaitPort(link) => await_port(self.node, link),
+            Step::RemoveLink(side, link) => self.side(*side)?.ensure_no_link(link).map(drop),
+        }
+    }
+}
+
+/// Runs all steps. When one fails, those before it are taken back, last first.
+///
+/// # Errors
+/// The step that failed, and whatever could not be taken back.
+pub fn apply(steps: &[Step], hosts: &mut Hosts<'_>) -> std::result::Result<(), ApplyError> {
+    let mut undo = Vec::new();
+    for step in steps {
+        if let Err(cause) = hosts.run(step) {
+            let failed = undo.iter().rev().filter_map(|back| hosts.run(back).err());
+            return Err(ApplyError {
+                cause,
+                left: failed.collect(),
+            });
+        }
+        undo.extend(step.undo());
+    }
+    Ok(())
+}
+
+/// Runs all steps whatever fails.
+///
+/// # Errors
+/// Everything that failed.
+pub fn apply_all(steps: &[Step], hosts: &mut Hosts<'_>) -> std::result::Result<(), Vec<Error>> {
+    let failed: Vec<Error> = steps
+        .iter()
+        .filter_map(|step| hosts.run(step).err())
+        .collect();
+    if failed.is_empty() {
+        Ok(())
+    } else {
+        Err(failed)
+    }
+}
+
+fn await_port(node: &mut dyn Host, name: &str) -> Result<()> {
+    let op = || format!("wait for {name} to forward");
+    let deadline = Instant::now() + PORT_WAIT;
+    let mut pause = PORT_PAUSE;
+    loop {
+        let Some(link) = node.link(name)? else {
+            return Err(Error::other(op(), "the link is gone"));
+        };
+        if link.running && link.port.is_some_and(|port| port.forwarding) {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            let why = format!("not after {} s", PORT_WAIT.as_secs());
+            return Err(Error::other(op(), why));
+        }
+        thread::sleep(pause);
+        pause = (pause * 2).min(PORT_PAUSE_MAX);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,233 @@
+//! The files of leases, laid out as host-local's: `DATADIR/NETWORK/ADDRESS` holds
+//! `CONTAINERID\r\nIFNAME`, `last_reserved_ip.N` the address that set N gave last, `lock` is locked
+//! by whoever reads or writes. Beside them `boot_id`: leases of an earlier boot belong to nobody.
+//!
+//! A lease appears whole or not at all (written aside, then renamed), so a process killed at any
+//! instruction leaves either nothing or a lease that names its owner.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use api::cni::Attachment;
+
+use crate::ipam::Lease;
+
+/// Where the kernel tells which boot this is.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// A new file before it gets its name. One is enough, as the directory is locked.
+const ASIDE: &str = ".new";
+
+/// What stands between container and interface.
+const LINE_BREAK: &str = "\r\n";
+
+/// A file operation that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{op} {}: {source}", path.display())]
+pub struct LeaseError {
+    op: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// The leases of one network, locked.
+#[derive(Debug)]
+pub struct LeaseStore {
+    dir: PathBuf,
+    /// Held until dropped.
+    _lock: File,
+}
+
+fn fail(op: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LeaseError {
+    move |source| LeaseError {
+        op,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+impl LeaseStore {
+    /// Opens and locks the leases of `network`, making the directory if need be. Waits for whoever
+    /// has the lock.
+    ///
+    /// # Errors
+    /// The directory cannot be made or written.
+    pub fn open(data_dir: &Path, network: &str) -> Result<Self, LeaseError> {
+        let dir = data_dir.join(network);
+        if !dir.is_dir() {
+            fs::create_dir_all(&dir).map_err(fail("make directory", &dir))?;
+        }
+        let boot = fs::read_to_string(BOOT_ID).unwrap_or_default();
+        Self::lock(dir)?.forget_earlier_boot(boot.trim())
+    }
+
+    /// As [`LeaseStore::open`], but `None` where no lease was ever given.
+    ///
+    /// # Errors
+    /// The directory cannot be read or locked.
+    pub fn open_existing(data_dir: &Path, network: &str) -> Result<Option<Self>, LeaseError> {
+        let dir = data_dir.join(network);
+        if dir.is_dir() {
+            Self::lock(dir).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
+    fn lock(dir: PathBuf) -> Result<Self, LeaseError> {
+        let path = dir.join("lock");
+        let open = || {
+            let file = File::options()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(&path)?;
+            file.lock()?;
+            Ok(file)
+        };
+        let lock = open().map_err(fail("lock", &path))?;
+        Ok(Self { dir, _lock: lock })
+    }
+
+    /// Drops all leases when they were given before the machine last started: their containers
+    /// are gone, and nobody will ever ask to delete them.
+    fn forget_earlier_boot(self, boot: &str) -> Result<Self, LeaseError> {
+        let before = self.read("boot_id")?;
+        if boot.is_empty() || before.as_deref() == Some(boot) {
+            return Ok(self);
+        }
+        if before.is_some() {
+            for address in self.taken()? {
+                self.remove(address)?;
+            }
+        }
+        self.write("boot_id", boot)?;
+        Ok(self)
+    }
+
+    /// All addresses that are leased.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn taken(&self) -> Result<BTreeSet<IpAddr>, LeaseError> {
+        let mut taken = BTreeSet::new();
+        for entry in fs::read_dir(&self.dir).map_err(fail("list", &self.dir))? {
+            let entry = entry.map_err(fail("list", &self.dir))?;
+            taken.extend(
+                entry
+                    .file_name()
+                    .to_str()
+                    .and_then(|name| name.parse::<IpAddr>().ok()),
+            );
+        }
+        Ok(taken)
+    }
+
+    /// The address that set number `set` gave last.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn last(&self, set: usize) -> Result<Option<IpAddr>, LeaseError> {
+        let text = self.read(&format!("last_reserved_ip.{set}"))?;
+        Ok(text.and_then(|text| text.trim().parse().ok()))
+    }
+
+    /// All leases with their owners.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn all(&self) -> Result<BTreeMap<IpAddr, Attachment>, LeaseError> {
+        let mut all = BTreeMap::new();
+        for address in self.taken()? {
+            let text = self.read(&address.to_string())?.unwrap_or_default();
+            let (container, ifname) = text
+                .trim()
+                .split_once(LINE_BREAK)
+                .unwrap_or((text.trim(), ""));
+            let owner = Attachment {
+                container_id: container.into(),
+                ifname: ifname.into(),
+            };
+            all.insert(address, owner);
+        }
+        Ok(all)
+    }
+
+    /// The addresses of one owner.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn of(&self, owner: &Attachment) -> Result<Vec<IpAddr>, LeaseError> {
+        let all = self.all()?;
+        let owned = all.into_iter().filter(|(_, other)| belongs(other, owner));
+        Ok(owned.map(|(address, _)| address).collect())
+    }
+
+    /// Writes down that `owner` has `leases`, of the sets in their order.
+    ///
+    /// # Errors
+    /// A file cannot be written; leases written before it stay and name their owner.
+    pub fn acquire(&self, owner: &Attachment, leases: &[Lease]) -> Result<(), LeaseError> {
+        let text = format!("{}{LINE_BREAK}{}", owner.container_id, owner.ifname);
+        for (set, lease) in leases.iter().enumerate() {
+            let address = lease.address.ip().to_string();
+            self.write(&address, &text)?;
+            self.write(&format!("last_reserved_ip.{set}"), &address)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the addresses of `owner` back; tells which they were. None is no error.
+    ///
+    /// # Errors
+    /// A file cannot be removed.
+    pub fn release(&self, owner: &Attachment) -> Result<Vec<IpAddr>, LeaseError> {
+        let owned = self.of(owner)?;
+        for address in &owned {
+            self.remove(*address)?;
+        }
+        Ok(owned)
+    }
+
+    /// Gives an address back, whoever has it.
+    ///
+    /// # Errors
+    /// The file cannot be removed.
+    pub fn remove(&self, address: IpAddr) -> Result<(), LeaseError> {
+        let path = self.dir.join(address.to_string());
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(fail("remove", &path)(e)),
+            _ => Ok(()),
+        }
+    }
+
+    fn read(&self, name: &str) -> Result<Option<String>, LeaseError> {
+        let path = self.dir.join(name);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(fail("read", &path)(e)),
+        }
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<(), LeaseError> {
+        let (aside, path) = (self.dir.join(ASIDE), self.dir.join(name));
+        let write = || {
+            File::create(&aside)?.write_all(text.as_bytes())?;
+            fs::rename(&aside, &path)
+        };
+        write().map_err(fail("write", &path))
+    }
+}
+
+/// Whether a lease is `owner`'s. Old files name the container only.
+fn belongs(lease: &Attachment, owner: &Attachment) -> bool {
+    lease.container_id == owner.container_id
+        && (lease.ifname.is_empty() || lease.ifname == owner.ifname)
+}
+
+#[cfg(test)]
+mod tests;
