@@ -137,6 +137,3 @@ fn await_port(node: &mut dyn Host, name: &str) -> Result<()> {
         pause = (pause * 2).min(PORT_PAUSE_MAX);
     }
 }
-
-#[cfg(test)]
-mod tests;

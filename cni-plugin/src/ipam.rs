@@ -36,7 +36,7 @@ pub enum RangeSetError {
     Mixed,
     /// An address would be there twice.
     #[error("{0} and {1} overlap")]
-    Overlap(Range, Range),
+    Overlap(String, String),
 }
 
 impl fmt::Display for Range {
@@ -111,7 +111,7 @@ impl RangeSet {
         }
         for (at, range) in ranges.iter().enumerate() {
             if let Some(other) = ranges[..at].iter().find(|other| other.overlaps(range)) {
-                return Err(RangeSetError::Overlap(other.clone(), range.clone()));
+                return Err(RangeSetError::Overlap(other.to_string(), range.to_string()));
             }
         }
         Ok(Self { ranges })

@@ -260,9 +260,10 @@ fn gc_leases(net: &Net, valid: &[Attachment]) -> Result<(), LeaseError> {
         })
     };
     let freed = all.iter().filter(|(_, owner)| !keep(owner));
-    freed.fold(Ok(()), |result, (address, _)| {
-        result.and(store.remove(*address))
-    })
+    let mut failed: Vec<LeaseError> = freed
+        .filter_map(|(address, _)| store.remove(*address).err())
+        .collect();
+    failed.pop().map_or(Ok(()), Err)
 }
 
 /// STATUS: whether ADD would work, as far as it can be told without a pod.

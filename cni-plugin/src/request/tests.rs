@@ -1,1 +1,415 @@
+use std::collections::BTreeMap;
 
+use serde_json::json;
+
+use super::*;
+
+/// Variables of an ordinary ADD, with changes.
+fn env(changes: &[(&str, &str)]) -> BTreeMap<String, String> {
+    let mut env = BTreeMap::new();
+    let usual = [
+        ("CNI_CONTAINERID", "c1"),
+        ("CNI_NETNS", "/run/netns/p"),
+        ("CNI_IFNAME", "eth0"),
+        ("CNI_PATH", "/opt/cni/bin"),
+    ];
+    for (key, value) in usual.iter().chain(changes) {
+        env.insert((*key).to_owned(), (*value).to_owned());
+    }
+    env
+}
+
+/// The least configuration, with `changes` merged in (null removes).
+fn conf(changes: Value) -> Value {
+    let mut conf = json!({
+        "cniVersion": "1.1.0", "name": "pods", "type": "seaway-cni",
+        "ipam": {"type": "seaway", "ranges": [[{"subnet": "10.1.0.0/24"}]]}
+    });
+    merge(&mut conf, changes);
+    conf
+}
+
+fn merge(into: &mut Value, changes: Value) {
+    let Value::Object(changes) = changes else {
+        return;
+    };
+    for (key, value) in changes {
+        match into.get_mut(&key) {
+            Some(there @ Value::Object(_)) if value.is_object() => merge(there, value),
+            _ => {
+                into[key] = value;
+            }
+        }
+    }
+}
+
+fn parse(command: Command, vars: &[(&str, &str)], conf: &Value) -> Result<Request, Error> {
+    let env = env(vars);
+    Request::parse(
+        command,
+        &|name| env.get(name).cloned(),
+        conf.to_string().as_bytes(),
+    )
+}
+
+#[track_caller]
+fn refused(command: Command, vars: &[(&str, &str)], conf: &Value, code: ErrorCode, msg: &str) {
+    let error = parse(command, vars, conf).unwrap_err();
+    assert_eq!((error.code, error.msg.as_str()), (code, msg), "{conf}");
+}
+
+#[test]
+fn defaults() {
+    let request = parse(Command::Add, &[], &conf(json!({}))).unwrap();
+    assert_eq!(request.version, Version::V1_1_0);
+    let ipam = request.net.ipam.unwrap();
+    assert_eq!(ipam.data_dir.to_str(), Some("/var/lib/cni/networks"));
+    expect_test::expect![[r#"
+        BridgeConf {
+            name: "cni0",
+            mtu: None,
+            gateway: true,
+            default_route: true,
+            force_address: false,
+            hairpin: true,
+            promisc: false,
+            isolated: false,
+        }
+    "#]]
+    .assert_debug_eq(&request.net.bridge);
+    let range = &ipam.sets[0].ranges()[0];
+    assert_eq!(range.to_string(), "10.1.0.1-10.1.0.254");
+    assert_eq!(range.gateway.to_string(), "10.1.0.1");
+}
+
+/// Each row: changes of an ordinary configuration, and what is said of them.
+#[track_caller]
+fn check(rows: &[(Value, ErrorCode, &str)]) {
+    for (changes, code, msg) in rows {
+        refused(Command::Add, &[], &conf(changes.clone()), *code, msg);
+    }
+}
+
+const IDENTIFIER: &str =
+    "name: must start with a letter or digit and hold only those, '.', '-' and '_'";
+const CONFIG: ErrorCode = ErrorCode::INVALID_CONFIG;
+const DECODE: ErrorCode = ErrorCode::DECODE;
+const UNSUPPORTED: ErrorCode = ErrorCode::UNSUPPORTED_FIELD;
+
+#[test]
+fn fields_that_are_wrong_are_named() {
+    let versions = "is not one of 0.3.1, 0.4.0, 1.0.0, 1.1.0";
+    let (none, old) = (
+        format!("cniVersion: CNI version \"\" {versions}"),
+        format!("cniVersion: CNI version \"0.2.0\" {versions}"),
+    );
+    check(&[
+        (
+            json!({"cniVersion": null}),
+            ErrorCode::INCOMPATIBLE_VERSION,
+            &none,
+        ),
+        (
+            json!({"cniVersion": "0.2.0"}),
+            ErrorCode::INCOMPATIBLE_VERSION,
+            &old,
+        ),
+        (json!({"name": null}), CONFIG, IDENTIFIER),
+        (json!({"name": "../x"}), CONFIG, IDENTIFIER),
+        (
+            json!({"bridge": "a-name-that-is-long"}),
+            CONFIG,
+            "bridge: is longer than 15 bytes",
+        ),
+        (
+            json!({"bridge": 7}),
+            DECODE,
+            "bridge: must be a text, not 7",
+        ),
+        (
+            json!({"mtu": -1}),
+            DECODE,
+            "mtu: must be a whole number, not -1",
+        ),
+        (json!({"mtu": 12}), CONFIG, "mtu: must be from 68 to 65535"),
+        (
+            json!({"hairpinMode": 1}),
+            DECODE,
+            "hairpinMode: must be true or false, not 1",
+        ),
+        (
+            json!({"hairpinMode": true, "promiscMode": true}),
+            CONFIG,
+            "promiscMode: cannot be set together with hairpinMode",
+        ),
+        (
+            json!({"hairpin": true}),
+            UNSUPPORTED,
+            "hairpin: no such field",
+        ),
+        (
+            json!({"ipMasq": true}),
+            UNSUPPORTED,
+            "ipMasq: masquerading is done for the whole node by the overlay daemon, not per pod",
+        ),
+        (
+            json!({"vlan": 5}),
+            UNSUPPORTED,
+            "vlan: VLANs are not done by this plugin",
+        ),
+        (
+            json!({"macspoofchk": true}),
+            UNSUPPORTED,
+            "macspoofchk: is not done by this plugin",
+        ),
+        (
+            json!({"runtimeConfig": {"mac": "01:00:5e:00:00:01"}}),
+            CONFIG,
+            "runtimeConfig.mac: is a group address",
+        ),
+        (
+            json!({"runtimeConfig": {"ips": ["x"]}}),
+            CONFIG,
+            "runtimeConfig.ips[0]: is not an IP address",
+        ),
+        (
+            json!({"args": {"cni": {"ips": [4]}}}),
+            DECODE,
+            "args.cni.ips[0]: must be a text, not 4",
+        ),
+    ]);
+}
+
+#[test]
+fn fields_of_ipam_that_are_wrong_are_named() {
+    check(&[
+        (
+            json!({"ipam": {"type": "dhcp"}}),
+            UNSUPPORTED,
+            "ipam.type: \"dhcp\" is not built in; \"seaway\" and \"host-local\" are",
+        ),
+        (
+            json!({"ipam": {"type": null}}),
+            CONFIG,
+            "ipam.type: must be set",
+        ),
+        (
+            json!({"ipam": []}),
+            DECODE,
+            "ipam: must be an object, not []",
+        ),
+        (
+            json!({"ipam": {"ranges": []}}),
+            CONFIG,
+            "ipam.ranges: must name at least one range",
+        ),
+        (
+            json!({"ipam": {"range": 1}}),
+            UNSUPPORTED,
+            "ipam.range: no such field",
+        ),
+        (
+            json!({"ipam": {"dataDir": "here"}}),
+            CONFIG,
+            "ipam.dataDir: must be an absolute path",
+        ),
+        (
+            json!({"ipam": {"routes": [{"gw": "10.1.0.1"}]}}),
+            CONFIG,
+            "ipam.routes[0].dst: must be set",
+        ),
+        (
+            json!({"ipam": {"routes": [{"dst": "0.0.0.0/0", "gw": "fd00::1"}]}}),
+            CONFIG,
+            "ipam.routes[0].gw: is not of the destination's family",
+        ),
+    ]);
+}
+
+#[test]
+fn ranges_that_are_wrong_are_named() {
+    let small = "ipam.ranges[0][0].subnet: is too small to hold a gateway and a pod";
+    let rows = [
+        (json!([[]]), "ipam.ranges[0]: must name at least one range"),
+        (json!([[{}]]), "ipam.ranges[0][0].subnet: must be set"),
+        (
+            json!([[{"subnet": "10.1.0.0"}]]),
+            "ipam.ranges[0][0].subnet: \"10.1.0.0\" is not a network like 10.1.0.0/16",
+        ),
+        (
+            json!([[{"subnet": "10.1.0.5/24"}]]),
+            "ipam.ranges[0][0].subnet: has bits of a host set; the network is 10.1.0.0/24",
+        ),
+        (json!([[{"subnet": "10.1.0.0/31"}]]), small),
+        (json!([[{"subnet": "fd00::/127"}]]), small),
+        (
+            json!([[{"subnet": "10.1.0.0/24", "rangeStart": "10.2.0.1"}]]),
+            "ipam.ranges[0][0].rangeStart: 10.2.0.1 is not in 10.1.0.0/24",
+        ),
+        (
+            json!([[{"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.9", "rangeEnd": "10.1.0.8"}]]),
+            "ipam.ranges[0][0].rangeStart: 10.1.0.9 comes after rangeEnd 10.1.0.8",
+        ),
+        (
+            json!([[{"subnet": "10.1.0.0/24"}, {"subnet": "fd00::/64"}]]),
+            "ipam.ranges[0]: mixes IPv4 and IPv6; give each a set of its own",
+        ),
+        (
+            json!([[{"subnet": "10.1.0.0/24"}, {"subnet": "10.1.0.128/25"}]]),
+            "ipam.ranges[0]: 10.1.0.1-10.1.0.254 and 10.1.0.129-10.1.0.254 overlap",
+        ),
+        (
+            json!([[{"subnet": "10.1.0.0/24"}], [{"subnet": "10.1.0.0/25"}]]),
+            "ipam.ranges: 10.1.0.1-10.1.0.254 and 10.1.0.1-10.1.0.126 overlap",
+        ),
+    ];
+    for (ranges, msg) in rows {
+        refused(
+            Command::Add,
+            &[],
+            &conf(json!({"ipam": {"ranges": ranges}})),
+            CONFIG,
+            msg,
+        );
+    }
+}
+
+#[test]
+fn variables_that_are_wrong_are_named() {
+    let id = "must start with a letter or digit and hold only those, '.', '-' and '_'";
+    let rows = [
+        (
+            "CNI_CONTAINERID",
+            "",
+            "CNI_CONTAINERID: must be set".to_owned(),
+        ),
+        ("CNI_CONTAINERID", "-x", format!("CNI_CONTAINERID: {id}")),
+        ("CNI_CONTAINERID", "a/b", format!("CNI_CONTAINERID: {id}")),
+        ("CNI_NETNS", "", "CNI_NETNS: must be set".to_owned()),
+        ("CNI_IFNAME", "", "CNI_IFNAME: must be set".to_owned()),
+        (
+            "CNI_IFNAME",
+            "sixteen-bytes-it",
+            "CNI_IFNAME: is longer than 15 bytes".to_owned(),
+        ),
+        (
+            "CNI_IFNAME",
+            "..",
+            "CNI_IFNAME: cannot be the name of an interface".to_owned(),
+        ),
+        (
+            "CNI_IFNAME",
+            "a b",
+            "CNI_IFNAME: must not hold '/', ':' or blanks".to_owned(),
+        ),
+        (
+            "CNI_ARGS",
+            "IP",
+            "CNI_ARGS: \"IP\" is not KEY=VALUE".to_owned(),
+        ),
+        (
+            "CNI_ARGS",
+            "IP=x",
+            "CNI_ARGS: IP: \"x\" is not an IP address".to_owned(),
+        ),
+        (
+            "CNI_ARGS",
+            "MAC=x",
+            "CNI_ARGS: MAC: \"x\" is not a hardware address".to_owned(),
+        ),
+        (
+            "CNI_ARGS",
+            "FOO=x",
+            "CNI_ARGS: unknown key \"FOO\"".to_owned(),
+        ),
+    ];
+    for (name, value, msg) in rows {
+        let conf = conf(json!({}));
+        refused(
+            Command::Add,
+            &[(name, value)],
+            &conf,
+            ErrorCode::INVALID_ENVIRONMENT,
+            &msg,
+        );
+    }
+    let error = Command::parse(&|_| None).unwrap_err();
+    assert_eq!(error.msg, "CNI_COMMAND: must be set");
+}
+
+#[test]
+fn the_later_place_of_a_wish_counts_more() {
+    let mac = |changes: Value| {
+        let vars = [(
+            "CNI_ARGS",
+            "IgnoreUnknown=1;MAC=0a:00:00:00:00:01;FOO=1;IP=10.1.0.9/24",
+        )];
+        match parse(Command::Add, &vars, &conf(changes)).unwrap().verb {
+            Verb::Add(pod) => (pod.mac.unwrap().to_string(), pod.ips),
+            other => panic!("{other:?}"),
+        }
+    };
+    let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+    assert_eq!(
+        mac(json!({})),
+        ("0a:00:00:00:00:01".into(), vec![ip("10.1.0.9")])
+    );
+    let args = json!({"cni": {"mac": "0a:00:00:00:00:02", "ips": ["10.1.0.7"]}});
+    assert_eq!(mac(json!({"args": args})).0, "0a:00:00:00:00:02");
+    let runtime = json!({"mac": "0a:00:00:00:00:03", "ips": ["fd00::5/64"]});
+    let (mac, ips) = mac(json!({"args": args, "runtimeConfig": runtime}));
+    assert_eq!(mac, "0a:00:00:00:00:03");
+    assert_eq!(ips, [ip("10.1.0.7"), ip("10.1.0.9"), ip("fd00::5")]);
+}
+
+#[test]
+fn each_verb_takes_what_it_needs() {
+    // DEL has neither a namespace nor a previous result to rely on.
+    let request = parse(Command::Del, &[("CNI_NETNS", "")], &conf(json!({}))).unwrap();
+    assert!(matches!(request.verb, Verb::Del { netns: None, .. }));
+    // Nor do older forms and foreign keys stand in the way.
+    let old = json!({
+        "cniVersion": "0.3.1", "io.example/x": 1, "_hint": 2, "ipMasq": false, "vlan": 0,
+        "ipam": {"ranges": null, "subnet": "10.2.0.0/16", "gateway": "10.2.0.254", "type": "host-local"}
+    });
+    let request = parse(Command::Del, &[], &conf(old)).unwrap();
+    let ipam = request.net.ipam.unwrap();
+    assert_eq!(ipam.sets[0].ranges()[0].gateway.to_string(), "10.2.0.254");
+
+    let invalid = ErrorCode::INVALID_CONFIG;
+    refused(
+        Command::Check,
+        &[],
+        &conf(json!({})),
+        invalid,
+        "prevResult: CHECK needs the result of ADD",
+    );
+    let early = conf(json!({"cniVersion": "0.3.1", "prevResult": {}}));
+    let msg = "cniVersion: Check needs at least version 0.4.0, this is 0.3.1";
+    refused(Command::Check, &[], &early, invalid, msg);
+    let msg = "cni.dev/valid-attachments: GC needs the list of attachments to keep";
+    refused(Command::Gc, &[], &conf(json!({})), invalid, msg);
+    let list = json!({VALID_ATTACHMENTS: [{"containerID": "a", "ifname": "eth0"}]});
+    let request = parse(Command::Gc, &[], &conf(list)).unwrap();
+    let keep = Attachment {
+        container_id: "a".into(),
+        ifname: "eth0".into(),
+    };
+    assert_eq!(request.verb, Verb::Gc(vec![keep]));
+    // No addresses at all.
+    let request = parse(Command::Add, &[], &conf(json!({"ipam": null}))).unwrap();
+    assert_eq!(request.net.ipam, None);
+}
+
+#[test]
+fn input_that_is_not_json_is_said_to_be() {
+    let error = Request::parse(Command::Add, &|_| None, b"{\"a\"").unwrap_err();
+    assert_eq!(error.code, ErrorCode::DECODE);
+    assert!(
+        error
+            .msg
+            .starts_with("the configuration on standard input is not JSON: ")
+    );
+    let error = Request::parse(Command::Add, &|_| None, b"[]").unwrap_err();
+    assert_eq!(error.msg, "the configuration: must be an object, not []");
+}

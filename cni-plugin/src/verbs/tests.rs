@@ -1,1 +1,301 @@
+use std::path::Path;
 
+use linux::fake::{Failing, FakeHost, FakeKernel};
+use serde_json::json;
+
+use super::*;
+use crate::request::{Request, Verb};
+
+/// A node and a pod in memory, leases in a directory of their own.
+struct Lab {
+    kernel: FakeKernel,
+    node: FakeHost,
+    pod: FakeHost,
+    dir: tempfile::TempDir,
+}
+
+impl Lab {
+    fn new() -> Self {
+        let kernel = FakeKernel::new();
+        let (node, pod) = (kernel.add_netns(), kernel.add_netns());
+        Self {
+            kernel,
+            node,
+            pod,
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn request(&self, command: Command, container: &str, changes: &Value) -> Request {
+        let mut conf = json!({
+            "cniVersion": "1.1.0", "name": "pods", "type": "seaway-cni",
+            "ipam": {
+                "type": "seaway", "dataDir": self.dir.path(),
+                "ranges": [[{"subnet": "10.1.0.0/24"}], [{"subnet": "fd00:1::/64"}]]
+            }
+        });
+        for (key, value) in changes.as_object().unwrap() {
+            conf[key] = value.clone();
+        }
+        let env = |name: &str| match name {
+            "CNI_CONTAINERID" => Some(container.to_owned()),
+            "CNI_NETNS" => Some("/run/netns/p".to_owned()),
+            "CNI_IFNAME" => Some("eth0".to_owned()),
+            _ => None,
+        };
+        Request::parse(command, &env, conf.to_string().as_bytes()).unwrap()
+    }
+
+    fn add(&self) -> Result<AddResult, Error> {
+        let request = self.request(Command::Add, "c1", &json!({}));
+        let Verb::Add(pod) = request.verb else {
+            panic!("not ADD")
+        };
+        add(
+            &request.net,
+            &pod,
+            &mut self.node.clone(),
+            &mut self.pod.clone(),
+        )
+    }
+
+    fn del(&self, with_pod: bool) -> Result<(), Error> {
+        let request = self.request(Command::Del, "c1", &json!({}));
+        let Verb::Del { owner, .. } = request.verb else {
+            panic!("not DEL")
+        };
+        let inside = with_pod.then(|| self.pod.clone());
+        del(&request.net, &owner, &mut self.node.clone(), inside)
+    }
+
+    /// Leases in the directory.
+    fn leases(&self) -> usize {
+        match LeaseStore::open_existing(self.dir.path(), "pods").unwrap() {
+            Some(store) => store.taken().unwrap().len(),
+            None => 0,
+        }
+    }
+
+    /// What is there of pods: everything but the node's bridge and settings, which stay.
+    fn pods(&self) -> String {
+        let dump = self.kernel.dump();
+        let mut lines = Vec::new();
+        let mut bridge = false;
+        for line in dump.lines() {
+            bridge = line.starts_with("  link cni0 ") || bridge && line.starts_with("    ");
+            if !bridge && !line.contains("sysctl") {
+                lines.push(line);
+            }
+        }
+        lines.join("\n")
+    }
+}
+
+#[test]
+fn add_then_del_leaves_only_the_bridge() {
+    let lab = Lab::new();
+    let start = lab.pods();
+    let result = lab.add().unwrap();
+    assert_eq!(result.addresses_of("eth0").len(), 2);
+    assert_eq!(lab.leases(), 2);
+    expect_test::expect![[r#"
+        netns 0
+          link cni0 bridge mtu 1500 up
+            address 10.1.0.1/24
+            address fd00:1::1/64
+          link lo mtu 65536 down
+          link vethf842bfb2cb4 veth mtu 1500 up master cni0 hairpin alias "seaway:pods:c1:eth0"
+          sysctl net/ipv4/ip_forward = 1
+          sysctl net/ipv6/conf/all/forwarding = 1
+        netns 1
+          link eth0 veth mtu 1500 up
+            address 10.1.0.2/24
+            address fd00:1::2/64
+          link lo mtu 65536 up
+          route default (IPv6) via fd00:1::1 dev eth0
+          route default via 10.1.0.1 dev eth0
+    "#]]
+    .assert_eq(&lab.kernel.dump());
+    let again = "eth0 of c1 has address 10.1.0.2 already; DEL must come before another ADD";
+    assert_eq!(lab.add().unwrap_err().msg, again);
+    assert_eq!(
+        lab.leases(),
+        2,
+        "the refused ADD has taken nothing and given nothing back"
+    );
+    lab.del(true).unwrap();
+    assert_eq!(lab.leases(), 0);
+    // Only `lo`, which the pod keeps, is another than before.
+    assert_eq!(
+        lab.pods(),
+        start.replace(
+            "netns 1\n  link lo mtu 65536 down",
+            "netns 1\n  link lo mtu 65536 up"
+        )
+    );
+    lab.del(true).unwrap();
+    lab.del(false).unwrap();
+}
+
+#[test]
+fn every_change_of_add_may_fail() {
+    let count = {
+        let lab = Lab::new();
+        lab.add().unwrap();
+        lab.kernel.changes()
+    };
+    assert!(count > 10, "{count} changes");
+    for n in 1..=count {
+        let lab = Lab::new();
+        let start = lab.pods();
+        lab.kernel.fail(Failing::Once(n));
+        let error = lab.add().unwrap_err();
+        assert_eq!(error.code, ErrorCode::KERNEL);
+        assert!(error.msg.ends_with("(injected failure)"), "{error}");
+        assert_eq!(lab.leases(), 0, "change {n}");
+        assert_eq!(lab.pods(), start, "change {n}");
+        // And it works when it is tried again.
+        lab.add().unwrap();
+    }
+}
+
+#[test]
+fn add_may_be_killed_before_every_change() {
+    for with_pod in [true, false] {
+        for n in 1.. {
+            let lab = Lab::new();
+            let start = lab.pods();
+            lab.kernel.fail(Failing::From(n));
+            let done = lab.add().is_ok();
+            lab.kernel.fail(Failing::Never);
+            lab.del(with_pod).unwrap();
+            assert_eq!(lab.leases(), 0, "change {n}");
+            let after = lab.pods().replace(
+                "netns 1\n  link lo mtu 65536 up",
+                "netns 1\n  link lo mtu 65536 down",
+            );
+            assert_eq!(after, start, "change {n}");
+            lab.add().unwrap();
+            if done {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_taken_back_is_told() {
+    let lab = Lab::new();
+    // Everything from the pair's own settings on fails, also its removal.
+    let at = (1..).find(|n| {
+        let lab = Lab::new();
+        lab.kernel.fail(Failing::Once(*n));
+        lab.add().unwrap_err().msg.contains("hairpin")
+    });
+    lab.kernel.fail(Failing::From(at.unwrap()));
+    let error = lab.add().unwrap_err().msg;
+    assert!(
+        error.contains("; also, taking back what was done: delete link veth"),
+        "{error}"
+    );
+}
+
+#[test]
+fn del_keeps_the_address_while_an_interface_has_it() {
+    let lab = Lab::new();
+    lab.add().unwrap();
+    lab.kernel.fail(Failing::Once(1));
+    assert!(
+        lab.del(true)
+            .unwrap_err()
+            .msg
+            .starts_with("delete link veth")
+    );
+    assert_eq!(lab.leases(), 2);
+    lab.del(true).unwrap();
+    assert_eq!(lab.leases(), 0);
+}
+
+#[test]
+fn gc_removes_all_that_is_not_listed() {
+    let lab = Lab::new();
+    lab.add().unwrap();
+    let other = Attachment {
+        container_id: "c9".into(),
+        ifname: "eth0".into(),
+    };
+    let net = lab.request(Command::Add, "c1", &json!({})).net;
+    let c1 = Attachment {
+        container_id: "c1".into(),
+        ifname: "eth0".into(),
+    };
+    gc(&net, &[c1, other.clone()], &mut lab.node.clone()).unwrap();
+    assert_eq!(lab.leases(), 2);
+    gc(&net, &[other], &mut lab.node.clone()).unwrap();
+    assert_eq!(lab.leases(), 0);
+    assert!(!lab.kernel.dump().contains("veth"));
+}
+
+#[test]
+fn a_full_pool_says_so_and_status_too() {
+    let lab = Lab::new();
+    let ranges = json!([[{"subnet": "10.1.0.0/29", "rangeEnd": "10.1.0.2"}]]);
+    let ipam = json!({"ipam": {"type": "seaway", "dataDir": lab.dir.path(), "ranges": ranges}});
+    let attach = |container: &str, pod: &FakeHost| {
+        let request = lab.request(Command::Add, container, &ipam);
+        let Verb::Add(wanted) = request.verb else {
+            panic!("not ADD")
+        };
+        add(
+            &request.net,
+            &wanted,
+            &mut lab.node.clone(),
+            &mut pod.clone(),
+        )
+    };
+    attach("c1", &lab.pod).unwrap();
+    let error = attach("c2", &lab.kernel.add_netns()).unwrap_err();
+    assert_eq!(error.code, ErrorCode::ADDRESS);
+    assert_eq!(error.msg, "IP pool 10.1.0.0/29 full: 1 of 1");
+    let error = status(&lab.request(Command::Status, "x", &ipam).net).unwrap_err();
+    assert_eq!(error.code, ErrorCode::NOT_AVAILABLE);
+    assert_eq!(error.msg, "IP pool 10.1.0.0/29 full: 1 of 1");
+}
+
+#[test]
+fn a_resolver_configuration_becomes_dns() {
+    let lab = Lab::new();
+    let file = lab.dir.path().join("resolv.conf");
+    fs::write(&file, "nameserver 10.96.0.10\n").unwrap();
+    let ipam = |file: &Path| {
+        json!({"ipam": {"type": "seaway", "dataDir": lab.dir.path(),
+            "ranges": [[{"subnet": "10.1.0.0/24"}]], "resolvConf": file}})
+    };
+    assert_eq!(
+        dns(&lab.request(Command::Add, "c1", &ipam(&file)).net)
+            .unwrap()
+            .nameservers,
+        ["10.96.0.10"]
+    );
+    let error = dns(&lab
+        .request(Command::Add, "c1", &ipam(Path::new("/no/such")))
+        .net)
+    .unwrap_err();
+    assert_eq!(error.code, ErrorCode::IO);
+    assert!(
+        error.msg.starts_with("ipam.resolvConf: read /no/such: "),
+        "{error}"
+    );
+}
+
+#[test]
+fn version_needs_no_network() {
+    let env = |name: &str| (name == "CNI_COMMAND").then(|| "VERSION".to_owned());
+    let answer = run(&env, br#"{"cniVersion": "0.4.0"}"#).unwrap().unwrap();
+    let versions = json!(["0.3.1", "0.4.0", "1.0.0", "1.1.0"]);
+    assert_eq!(
+        answer,
+        json!({"cniVersion": "0.4.0", "supportedVersions": versions})
+    );
+    assert_eq!(run(&env, b"").unwrap().unwrap()["cniVersion"], "1.1.0");
+}
