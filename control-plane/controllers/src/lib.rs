@@ -30,6 +30,9 @@ mod view;
 mod workload;
 mod write;
 
+#[cfg(test)]
+mod fake;
+
 pub use config::Config;
 pub use engine::{Error, run};
 pub use tokio_util::sync::CancellationToken;

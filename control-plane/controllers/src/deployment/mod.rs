@@ -192,7 +192,7 @@ pub(crate) fn reconcile(view: &View, key: &Key, now: Now) -> Plan {
     }
     let rollout = revision::sort_out(deployment, spec, claimed.objects);
     if meta::is_deleting(meta) {
-        return status::sync(&rollout, now);
+        return Plan::of(status::counted(&rollout, now).into_iter().collect());
     }
     if let Some(write) = status::paused_condition(&rollout, now) {
         return Plan::of(vec![write]);
@@ -206,7 +206,8 @@ pub(crate) fn reconcile(view: &View, key: &Key, now: Now) -> Plan {
         if paused {
             plan.writes.extend(clean_up(&rollout));
         }
-        return finish(plan, &rollout, now);
+        plan.writes.extend(status::counted(&rollout, now));
+        return plan;
     }
     if is_recreate(spec) {
         recreate(view, &rollout, now)

@@ -165,6 +165,11 @@ fn progressed(old: &DeploymentStatus, new: &DeploymentStatus) -> bool {
         || new.available_replicas.unwrap_or(0) > old.available_replicas.unwrap_or(0)
 }
 
+/// Brings the counts up to date and leaves progress alone: nothing is rolled out.
+pub(super) fn counted(rollout: &Rollout<'_>, now: Now) -> Option<Write> {
+    patch(rollout, &counts(rollout, now))
+}
+
 /// Brings the status up to date, and says when to look again at a rollout that makes no progress.
 pub(super) fn sync(rollout: &Rollout<'_>, now: Now) -> Plan {
     let old = current(rollout);
@@ -183,8 +188,7 @@ pub(super) fn sync(rollout: &Rollout<'_>, now: Now) -> Plan {
         None => remove(&mut status, REPLICA_FAILURE),
     }
     let mut plan = Plan::of(patch(rollout, &status).into_iter().collect());
-    let waiting = rollout.spec.paused != Some(true)
-        && !matches!(reason(get(&status, PROGRESSING)), NEW_AVAILABLE | TIMED_OUT);
+    let waiting = !matches!(reason(get(&status, PROGRESSING)), NEW_AVAILABLE | TIMED_OUT);
     if waiting && let Some(at) = due(&status, limit) {
         let wait = Duration::try_from(at.duration_since(now.wall)).unwrap_or_default();
         // Times are written in whole seconds: look when the deadline has surely passed.
@@ -239,7 +243,7 @@ fn due(status: &DeploymentStatus, limit: Option<SignedDuration>) -> Option<Times
 fn timed_out(rollout: &Rollout<'_>, status: &DeploymentStatus, now: Now) -> bool {
     let known = get(status, PROGRESSING);
     match reason(known) {
-        _ if known.is_none() || rollout.spec.paused == Some(true) => false,
+        _ if known.is_none() => false,
         NEW_AVAILABLE => false,
         TIMED_OUT => true,
         _ => due(status, deadline(rollout)).is_some_and(|at| at < now.wall),
