@@ -1,0 +1,99 @@
+//! The facts of the machine and of the sandbox that a plan needs.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use super::caps;
+use crate::error::{Error, Result};
+
+/// Directories of `/dev` that belong to each container itself.
+const DEV_OWN: [&str; 4] = ["pts", "shm", "mqueue", "fd"];
+
+/// Facts of the machine and of the sandbox.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Host {
+    /// Capabilities that processes of this machine can have, as bits by number.
+    pub caps: u64,
+    /// Device files, for privileged containers.
+    pub devices: Vec<Device>,
+    /// The process namespace that the pod's containers share, when they do.
+    pub shared_pid: Option<PathBuf>,
+    /// The directory to see as `/dev/shm`.
+    pub shm: PathBuf,
+}
+
+/// A device file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// Where it is.
+    pub path: PathBuf,
+    /// A block device; a character device otherwise.
+    pub block: bool,
+    /// Its driver.
+    pub major: u64,
+    /// Which of that driver's devices.
+    pub minor: u64,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+impl Host {
+    /// Looks at this machine; at its devices only when `privileged`.
+    ///
+    /// # Errors
+    /// `/proc` or `/dev` cannot be read.
+    pub fn observe(shm: PathBuf, shared_pid: Option<PathBuf>, privileged: bool) -> Result<Self> {
+        let path = Path::new("/proc/self/status");
+        let text = fs::read_to_string(path).map_err(Error::path("read", path))?;
+        let bounding = text.lines().find_map(|l| l.strip_prefix("CapBnd:"));
+        let caps = bounding.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+        let mut devices = Vec::new();
+        if privileged {
+            find_devices(Path::new("/dev"), &mut devices)?;
+        }
+        Ok(Self {
+            caps: caps.unwrap_or(caps::ALL_KNOWN),
+            devices,
+            shared_pid,
+            shm,
+        })
+    }
+}
+
+fn find_devices(dir: &Path, found: &mut Vec<Device>) -> Result<()> {
+    let entries = fs::read_dir(dir).map_err(Error::path("list", dir))?;
+    let mut paths: Vec<_> = entries.flatten().map(|e| e.path()).collect();
+    paths.sort();
+    for path in paths {
+        // Device files come and go; one that has gone is none.
+        let Ok(meta) = fs::symlink_metadata(&path) else {
+            continue;
+        };
+        let name = path
+            .file_name()
+            .and_then(|n| n.to_str())
+            .unwrap_or_default();
+        if meta.is_dir() && !DEV_OWN.contains(&name) {
+            find_devices(&path, found)?;
+        }
+        let kind = meta.file_type();
+        if !kind.is_char_device() && !kind.is_block_device() || name == "console" {
+            continue;
+        }
+        found.push(Device {
+            path,
+            block: kind.is_block_device(),
+            major: nix::sys::stat::major(meta.rdev()),
+            minor: nix::sys::stat::minor(meta.rdev()),
+            mode: meta.mode() & 0o7777,
+            uid: meta.uid(),
+            gid: meta.gid(),
+        });
+    }
+    Ok(())
+}
