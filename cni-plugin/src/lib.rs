@@ -6,6 +6,7 @@ pub mod conf;
 pub mod ipam;
 pub mod lease_store;
 pub mod observe;
+pub mod overlay;
 pub mod plan;
 pub mod request;
 pub mod result;

@@ -3,24 +3,32 @@
 /// A kind of object as the API's paths name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Resource {
-    /// `v1` for the core group, `group/version` for others.
-    pub group_version: &'static str,
+    /// API group; empty for the core group.
+    pub group: &'static str,
+    /// Version within the group.
+    pub version: &'static str,
     /// The plural, lower-case name.
     pub plural: &'static str,
 }
 
 impl Resource {
-    /// A kind of the core group.
+    /// A kind of the core group, in `v1`.
     pub const fn core(plural: &'static str) -> Self {
-        Self::new("v1", plural)
+        Self::new("", "v1", plural)
     }
 
     /// A kind of any group.
-    pub const fn new(group_version: &'static str, plural: &'static str) -> Self {
+    pub const fn new(group: &'static str, version: &'static str, plural: &'static str) -> Self {
         Self {
-            group_version,
+            group,
+            version,
             plural,
         }
+    }
+
+    /// The kind of a type of ours.
+    pub const fn of<T: api::meta::Resource>() -> Self {
+        Self::new(T::GROUP, T::VERSION, T::PLURAL)
     }
 
     /// Nodes.
@@ -40,21 +48,20 @@ impl Resource {
     /// Events.
     pub const EVENTS: Self = Self::core("events");
     /// Endpoint slices.
-    pub const ENDPOINT_SLICES: Self = Self::new("discovery.k8s.io/v1", "endpointslices");
+    pub const ENDPOINT_SLICES: Self = Self::new("discovery.k8s.io", "v1", "endpointslices");
     /// Leases.
-    pub const LEASES: Self = Self::new("coordination.k8s.io/v1", "leases");
+    pub const LEASES: Self = Self::new("coordination.k8s.io", "v1", "leases");
     /// Deployments.
-    pub const DEPLOYMENTS: Self = Self::new("apps/v1", "deployments");
+    pub const DEPLOYMENTS: Self = Self::new("apps", "v1", "deployments");
 
     /// The path of all of them (no `name`), of one, or of a part of one such as `status`. No
     /// `namespace` means a kind without namespaces, or all namespaces.
     pub fn path(self, namespace: Option<&str>, name: Option<&str>, part: Option<&str>) -> String {
-        let root = if self.group_version.contains('/') {
-            "/apis/"
+        let mut path = if self.group.is_empty() {
+            format!("/api/{}", self.version)
         } else {
-            "/api/"
+            format!("/apis/{}/{}", self.group, self.version)
         };
-        let mut path = format!("{root}{}", self.group_version);
         let mut push = |words: &[&str]| {
             for word in words {
                 path.push('/');
@@ -122,6 +129,10 @@ mod tests {
 
     #[test]
     fn paths() {
+        assert_eq!(
+            Resource::of::<api::discovery::EndpointSlice>(),
+            Resource::ENDPOINT_SLICES
+        );
         check(Resource::NODES, (None, None, None), "/api/v1/nodes");
         check(
             Resource::NODES,

@@ -159,7 +159,7 @@ async fn until(stream: &mut BoxStream<'static, Event<Thing>>, last: &str) -> Vec
     all
 }
 
-const THINGS: Resource = Resource::new("x.io/v1", "things");
+const THINGS: Resource = Resource::new("x.io", "v1", "things");
 
 #[tokio::test]
 async fn pages_then_changes_then_a_new_watch_from_the_last_version() {

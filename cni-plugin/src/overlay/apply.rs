@@ -1,0 +1,62 @@
+//! Making changes. One that fails does not stop the others: what depends on it fails too and is
+//! tried again with it.
+
+use linux::{Host, Result};
+
+use super::diff::Change;
+use super::model::NewVxlan;
+
+/// Makes the changes, in order. Gives what failed; what is gone already, or there already, did not.
+pub fn apply(host: &mut dyn Host, changes: &[Change]) -> Vec<linux::Error> {
+    let mut failed = Vec::new();
+    for change in changes {
+        match one(host, change) {
+            Ok(()) => tracing::debug!("{change}"),
+            Err(error) => failed.push(error),
+        }
+    }
+    failed
+}
+
+fn one(host: &mut dyn Host, change: &Change) -> Result<()> {
+    match change {
+        Change::DelRoute(route) => host.ensure_no_route(route).map(drop),
+        Change::DelNeigh(dev, neigh) => unless_gone(host.del_neigh(dev, neigh)),
+        Change::DelFdb(dev, entry) => unless_gone(host.del_fdb(dev, entry)),
+        Change::DelLink(name) => host.ensure_no_link(name).map(drop),
+        Change::AddVxlan(new) => add_vxlan(host, new),
+        Change::SetLink(name, change) => host.set_link(name, change),
+        Change::DelAddr(dev, net) => host.ensure_no_addr(dev, *net).map(drop),
+        Change::AddAddr(dev, addr) => host.ensure_addr(dev, addr).map(drop),
+        Change::Sysctl(key, value) => host.ensure_sysctl(key, value).map(drop),
+        Change::SetNeigh(dev, neigh) => host.replace_neigh(dev, neigh),
+        Change::SetFdb(dev, entry) => host.replace_fdb(dev, entry),
+        Change::SetRoute(route) => host.replace_route(route),
+    }
+}
+
+fn unless_gone(result: Result<()>) -> Result<()> {
+    match result {
+        Err(e) if e.is_not_found() => Ok(()),
+        other => other,
+    }
+}
+
+/// Two devices of one VNI and port cannot be: says which one is in the way.
+fn add_vxlan(host: &mut dyn Host, new: &NewVxlan) -> Result<()> {
+    let error = match host.add_vxlan(new) {
+        Err(e) if e.is_exists() => e,
+        other => return other,
+    };
+    let same = |link: &linux::link::Link| {
+        let vxlan = link.vxlan.as_ref();
+        vxlan.is_some_and(|vxlan| vxlan.vni == new.vni && vxlan.port == new.port)
+    };
+    match host.links()?.into_iter().find(same) {
+        Some(other) => Err(error.with_detail(format!(
+            "{} has VNI {} and port {} already",
+            other.name, new.vni, new.port
+        ))),
+        None => Err(error),
+    }
+}
