@@ -4,11 +4,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, ApiResource, AttachParams, DynamicObject, Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::GroupVersionKind;
 use kube::{Client, Config};
-use k8s_openapi::api::core::v1::Pod;
 use linux::exec::{Exec, which};
 use serde::Deserialize;
 use serde_json::Value;
@@ -58,8 +58,13 @@ pub(crate) async fn apply(
     let text = manifests.join("\n---\n");
     if let Some(kubectl) = which("kubectl") {
         let mut exec = Exec::new(kubectl).arg("--kubeconfig").arg(kubeconfig);
-        exec = exec.args(["apply", "-f", "-"]).stdin(text).timeout(Duration::from_secs(60));
-        tokio::task::spawn_blocking(move || exec.run()).await?.context("kubectl apply")?;
+        exec = exec
+            .args(["apply", "-f", "-"])
+            .stdin(text)
+            .timeout(Duration::from_secs(60));
+        tokio::task::spawn_blocking(move || exec.run())
+            .await?
+            .context("kubectl apply")?;
         return Ok("kubectl");
     }
     for object in parse(&text)? {
@@ -87,13 +92,20 @@ pub(crate) fn parse(text: &str) -> Result<Vec<DynamicObject>> {
 
 /// Creates an object, or merges it into the one that is there.
 async fn apply_one(client: &Client, object: &DynamicObject) -> Result<()> {
-    let types = object.types.clone().context("a manifest without apiVersion and kind")?;
+    let types = object
+        .types
+        .clone()
+        .context("a manifest without apiVersion and kind")?;
     let (group, version) = match types.api_version.split_once('/') {
         Some((group, version)) => (group, version),
         None => ("", types.api_version.as_str()),
     };
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, &types.kind));
-    let name = object.metadata.name.clone().context("metadata.name is missing")?;
+    let name = object
+        .metadata
+        .name
+        .clone()
+        .context("metadata.name is missing")?;
     let api: Api<DynamicObject> = match &object.metadata.namespace {
         Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
         None => Api::all_with(client.clone(), &resource),
@@ -109,7 +121,9 @@ async fn apply_one(client: &Client, object: &DynamicObject) -> Result<()> {
         }
         Some(_) => {
             let params = PatchParams::apply(FIELD_MANAGER);
-            api.patch(&name, &params, &Patch::Merge(object)).await.with_context(what)?;
+            api.patch(&name, &params, &Patch::Merge(object))
+                .await
+                .with_context(what)?;
         }
     }
     Ok(())
@@ -119,7 +133,12 @@ async fn apply_one(client: &Client, object: &DynamicObject) -> Result<()> {
 ///
 /// # Errors
 /// The command cannot be started, fails, or takes too long.
-pub(crate) async fn exec(client: &Client, namespace: &str, pod: &str, argv: &[&str]) -> Result<String> {
+pub(crate) async fn exec(
+    client: &Client,
+    namespace: &str,
+    pod: &str,
+    argv: &[&str],
+) -> Result<String> {
     let what = format!("exec in pod {pod}: {}", argv.join(" "));
     let run = async {
         let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
@@ -129,14 +148,21 @@ pub(crate) async fn exec(client: &Client, namespace: &str, pod: &str, argv: &[&s
         let mut stdout = process.stdout().context("no stdout channel")?;
         let mut stderr = process.stderr().context("no stderr channel")?;
         let (mut out, mut err) = (String::new(), String::new());
-        let (read_out, read_err) =
-            tokio::join!(stdout.read_to_string(&mut out), stderr.read_to_string(&mut err));
+        let (read_out, read_err) = tokio::join!(
+            stdout.read_to_string(&mut out),
+            stderr.read_to_string(&mut err)
+        );
         read_out?;
         read_err?;
         match status.await {
             Some(status) if status.status.as_deref() == Some("Success") => Ok(out),
             Some(status) => {
-                bail!("{}: {}{}", status.message.unwrap_or_default(), out.trim(), err.trim())
+                bail!(
+                    "{}: {}{}",
+                    status.message.unwrap_or_default(),
+                    out.trim(),
+                    err.trim()
+                )
             }
             None => bail!("the connection broke"),
         }
@@ -154,16 +180,26 @@ mod tests {
     #[test]
     fn manifests_parse_into_objects() {
         let kinds = |text: &str| -> Vec<String> {
-            parse(text).unwrap().into_iter().map(|o| o.types.unwrap().kind).collect()
+            parse(text)
+                .unwrap()
+                .into_iter()
+                .map(|o| o.types.unwrap().kind)
+                .collect()
         };
         let sample = include_str!("../manifests/sample.yaml");
-        assert_eq!(kinds(sample), ["Deployment", "Service", "Service", "Service", "Pod"]);
+        assert_eq!(
+            kinds(sample),
+            ["Deployment", "Service", "Service", "Service", "Pod"]
+        );
         assert_eq!(kinds(include_str!("../manifests/system.yaml")), ["Service"]);
     }
 
     #[test]
     fn a_broken_document_is_named() {
         let error = parse("kind: A\napiVersion: v1\n---\n: [").unwrap_err();
-        assert!(format!("{error:#}").starts_with("document 2 of the manifest"), "{error:#}");
+        assert!(
+            format!("{error:#}").starts_with("document 2 of the manifest"),
+            "{error:#}"
+        );
     }
 }

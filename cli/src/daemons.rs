@@ -54,7 +54,10 @@ pub(crate) fn control_plane(layout: &Layout, bin: &Path, groups: &Hierarchies) -
         log: Some(layout.log("control-plane")),
         ..Daemon::default()
     };
-    Service { name: "control-plane".into(), daemon }
+    Service {
+        name: "control-plane".into(),
+        daemon,
+    }
 }
 
 /// The control plane's own control group.

@@ -39,7 +39,10 @@ pub(crate) fn run(name: &str) -> Result<()> {
     fs::remove_dir_all(layout.dir()).with_context(|| layout.dir().display().to_string())?;
     // Only when this was the last cluster.
     let _last = fs::remove_dir(STATE_DIR).is_ok();
-    say(&format!("cluster {name} is gone ({:.1} s)", start.elapsed().as_secs_f32()));
+    say(&format!(
+        "cluster {name} is gone ({:.1} s)",
+        start.elapsed().as_secs_f32()
+    ));
     Ok(())
 }
 
@@ -61,7 +64,9 @@ fn stop_daemons(layout: &Layout) -> Result<()> {
 fn is_ours(pid: i32) -> bool {
     let args = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let mut args = args.split('\0');
-    args.next().is_some_and(|program| program.ends_with("seaway")) && args.next() == Some("supervise")
+    args.next()
+        .is_some_and(|program| program.ends_with("seaway"))
+        && args.next() == Some("supervise")
 }
 
 /// `/seaway` itself, when no other cluster is below it.

@@ -44,7 +44,9 @@ pub(crate) struct ClusterArgs {
 pub(crate) fn parse_name(name: &str) -> Result<String, String> {
     let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     if name.is_empty() || name.len() > NAME_LEN_MAX || !name.chars().all(good) {
-        return Err(format!("must be 1 to {NAME_LEN_MAX} lower-case letters and digits"));
+        return Err(format!(
+            "must be 1 to {NAME_LEN_MAX} lower-case letters and digits"
+        ));
     }
     Ok(name.to_owned())
 }
@@ -224,7 +226,10 @@ mod tests {
     fn interface_names_fit_the_kernel() {
         let mut layout = layout("abcdefgh");
         layout.args.nodes = NODES_MAX;
-        assert!(layout.nodes().iter().all(|n| n.cable.len() <= 15), "IFNAMSIZ");
+        assert!(
+            layout.nodes().iter().all(|n| n.cable.len() <= 15),
+            "IFNAMSIZ"
+        );
     }
 
     #[test]

@@ -83,7 +83,10 @@ enum ImageCommand {
 }
 
 /// Prints a line for the person at the terminal.
-#[expect(clippy::print_stdout, reason = "the one place where this program speaks")]
+#[expect(
+    clippy::print_stdout,
+    reason = "the one place where this program speaks"
+)]
 pub(crate) fn say(text: &str) {
     println!("{text}");
 }
@@ -119,5 +122,8 @@ fn run(command: Command) -> Result<()> {
 }
 
 fn block_on(work: impl Future<Output = Result<()>>) -> Result<()> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(work)
 }

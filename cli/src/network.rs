@@ -22,8 +22,15 @@ pub(crate) fn create(layout: &Layout) -> Result<()> {
     let [a, b, c, _] = layout.args.underlay.octets();
     // A fixed hardware address: a bridge without one takes its ports', and changes with them.
     let mac = Mac::local([0x5e, a, b, c, 1]);
-    host.add_bridge(&NewBridge { name: bridge.clone(), mac: Some(mac), mtu: None })?;
-    for (address, prefix) in [(IpAddr::from(layout.host_v4()), 24), (layout.host_v6().into(), 64)] {
+    host.add_bridge(&NewBridge {
+        name: bridge.clone(),
+        mac: Some(mac),
+        mtu: None,
+    })?;
+    for (address, prefix) in [
+        (IpAddr::from(layout.host_v4()), 24),
+        (layout.host_v6().into(), 64),
+    ] {
         host.add_addr(&bridge, &Addr::new(IpNetwork::new(address, prefix)?))?;
     }
     host.set_link(&bridge, &LinkChange::up())?;
@@ -43,7 +50,7 @@ fn create_node(host: &mut Kernel, layout: &Layout, node: &NodeLayout) -> Result<
         master: Some(layout.bridge()),
         peer_name: NODE_IFACE.into(),
         peer_mac: Some(Mac::local([a, b, c, d, 0])),
-        peer_netns: Some(netns.as_ref()),
+        peer_netns: Some(netns.reference()),
     })?;
     host.set_link(&node.cable, &LinkChange::up())?;
     let mut inside = Kernel::open_in(netns)?;
@@ -53,7 +60,11 @@ fn create_node(host: &mut Kernel, layout: &Layout, node: &NodeLayout) -> Result<
     }
     inside.set_link(NODE_IFACE, &LinkChange::up())?;
     for gateway in [IpAddr::from(layout.host_v4()), layout.host_v6().into()] {
-        let any = if gateway.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
+        let any = if gateway.is_ipv4() {
+            "0.0.0.0/0"
+        } else {
+            "::/0"
+        };
         inside.add_route(&Route::to(any.parse()?).via(gateway).dev(NODE_IFACE))?;
     }
     Ok(())
@@ -63,10 +74,14 @@ fn create_node(host: &mut Kernel, layout: &Layout, node: &NodeLayout) -> Result<
 fn refuse_overlap(host: &mut Kernel, layout: &Layout) -> Result<()> {
     for link in host.links()? {
         if link.name == layout.bridge() {
-            bail!("interface {} is there already; run `seaway down` first", link.name);
+            bail!(
+                "interface {} is there already; run `seaway down` first",
+                link.name
+            );
         }
         for addr in host.addrs(&link.name)? {
-            if addr.net.contains(layout.host_v4().into()) || addr.net.contains(layout.host_v6().into())
+            if addr.net.contains(layout.host_v4().into())
+                || addr.net.contains(layout.host_v6().into())
             {
                 bail!(
                     "--underlay {}: {} has {} already; choose another network",
@@ -90,7 +105,11 @@ pub(crate) fn remove(layout: &Layout) -> Result<()> {
     }
     host.ensure_no_link(&layout.bridge())?;
     // Only when nobody else has a namespace there; `ip netns` makes the folder again when needed.
-    if let Some(dir) = layout.nodes().first().and_then(|n| n.netns.parent().map(ToOwned::to_owned)) {
+    if let Some(dir) = layout
+        .nodes()
+        .first()
+        .and_then(|n| n.netns.parent().map(ToOwned::to_owned))
+    {
         match std::fs::remove_dir(&dir) {
             Ok(()) => {}
             Err(e) if is_in_use(&e) => {}

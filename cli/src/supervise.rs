@@ -54,7 +54,9 @@ pub(crate) fn run(args: ClusterArgs) -> Result<()> {
     });
     let control_plane = daemons::control_plane(&layout, &bin, &groups);
     let ready = supervisor.keep(control_plane);
-    ready.recv_timeout(READY_TIMEOUT).context("the control plane did not become ready")?;
+    ready
+        .recv_timeout(READY_TIMEOUT)
+        .context("the control plane did not become ready")?;
     let mut waiting = Vec::new();
     for node in layout.nodes() {
         for service in daemons::node(&layout, &node, &bin, &groups) {
@@ -93,7 +95,10 @@ impl Supervisor {
                 if start.elapsed() > BACKOFF_RESET {
                     pause = BACKOFF_FIRST;
                 }
-                crate::say(&format!("{} ended ({how}); starting it again", service.name));
+                crate::say(&format!(
+                    "{} ended ({how}); starting it again",
+                    service.name
+                ));
                 thread::sleep(pause);
                 pause = (pause * 2).min(BACKOFF_LAST);
             }
@@ -118,17 +123,21 @@ impl Supervisor {
         let tell = tell.clone();
         thread::spawn(move || {
             let mut buffer = [0; 256];
-            let told = socket.recv(&mut buffer).map(|n| buffer[..n].starts_with(b"READY=1"));
+            let told = socket
+                .recv(&mut buffer)
+                .map(|n| buffer[..n].starts_with(b"READY=1"));
             if told.is_ok_and(|ready| ready) {
                 // Nobody listens after the first time.
-                drop(tell.send(()));
+                let _heard = tell.send(()).is_ok();
             }
         });
         Ok(child)
     }
 
     fn notify_path(&self, name: &str) -> PathBuf {
-        self.layout.run_dir().join(format!("{}.ready", name.replace('/', "-")))
+        self.layout
+            .run_dir()
+            .join(format!("{}.ready", name.replace('/', "-")))
     }
 
     /// Writes down who runs where, whole or not at all.
@@ -144,7 +153,11 @@ impl Supervisor {
     /// Ends every daemon: asks first, kills what does not listen.
     fn stop(&self) -> Result<()> {
         self.stopping.store(true, Ordering::SeqCst);
-        let pids = self.pids.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let pids = self
+            .pids
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         let daemons: Vec<i32> = pids
             .iter()
             .filter(|(name, _)| *name != "supervise")

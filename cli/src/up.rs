@@ -14,8 +14,14 @@ use crate::layout::{Layout, STATE_DIR};
 use crate::{api, daemons, down, image, network, prove, say};
 
 /// Programs that must sit beside this one.
-const PROGRAMS: [&str; 6] =
-    ["control-plane", "kubelet", "overlay", "proxy", "seaway-cni", "seaway-shim"];
+const PROGRAMS: [&str; 6] = [
+    "control-plane",
+    "kubelet",
+    "overlay",
+    "proxy",
+    "seaway-cni",
+    "seaway-shim",
+];
 /// The control plane's start.
 const API_TIMEOUT: Duration = Duration::from_secs(30);
 /// The daemons' start.
@@ -31,7 +37,10 @@ pub(crate) async fn run(layout: &Layout, bare: bool) -> Result<()> {
     let start = Instant::now();
     if let Err(error) = begin(layout, bare, start).await {
         say(&format!("seaway: {error:#}"));
-        say(&format!("seaway: logs stay in {} until `seaway down`", layout.dir().display()));
+        say(&format!(
+            "seaway: logs stay in {} until `seaway down`",
+            layout.dir().display()
+        ));
         bail!("the cluster did not start");
     }
     if !bare {
@@ -39,7 +48,10 @@ pub(crate) async fn run(layout: &Layout, bare: bool) -> Result<()> {
     }
     say("");
     say("The cluster is yours:");
-    say(&format!("  export KUBECONFIG={}", layout.kubeconfig().display()));
+    say(&format!(
+        "  export KUBECONFIG={}",
+        layout.kubeconfig().display()
+    ));
     say("  kubectl get pods -o wide");
     let name = match layout.args.name.as_str() {
         "dev" => String::new(),
@@ -58,7 +70,10 @@ fn check(layout: &Layout) -> Result<()> {
     for program in PROGRAMS {
         let path = process::sibling(program)?;
         if !path.is_file() {
-            bail!("{} is missing; all of Seaway's programs belong into one folder", path.display());
+            bail!(
+                "{} is missing; all of Seaway's programs belong into one folder",
+                path.display()
+            );
         }
     }
     if which("iptables-restore").is_none() && layout.args.proxy_mode == "iptables" {
@@ -79,7 +94,15 @@ async fn begin(layout: &Layout, bare: bool, start: Instant) -> Result<()> {
     fs::create_dir_all(layout.run_dir()).with_context(|| dir.display().to_string())?;
     fs::write(layout.args_file(), serde_json::to_vec_pretty(&layout.args)?)?;
     for node in layout.nodes() {
-        for sub in ["logs/pods", "cni/net.d", "cni/state", "kubelet", "runtime", "netns", "proxy"] {
+        for sub in [
+            "logs/pods",
+            "cni/net.d",
+            "cni/state",
+            "kubelet",
+            "runtime",
+            "netns",
+            "proxy",
+        ] {
             fs::create_dir_all(node.dir.join(sub))?;
         }
     }
@@ -87,7 +110,9 @@ async fn begin(layout: &Layout, bare: bool, start: Instant) -> Result<()> {
         let layout = layout.clone();
         std::thread::spawn(move || image::load_sample(&layout))
     };
-    Exec::new(process::sibling("control-plane")?).args(daemons::init_args(layout)).run()?;
+    Exec::new(process::sibling("control-plane")?)
+        .args(daemons::init_args(layout))
+        .run()?;
     network::create(layout).context("make the underlay")?;
     let groups = Hierarchies::detect()?;
     groups.create(&daemons::control_plane_cgroup(layout))?;
@@ -103,7 +128,11 @@ async fn begin(layout: &Layout, bare: bool, start: Instant) -> Result<()> {
     let ready = supervise(layout)?;
     let client = api::connect(&layout.kubeconfig()).await?;
     api::wait_ready(&client, API_TIMEOUT).await?;
-    say(&format!("API server is ready after {:.2} s: {}", start.elapsed().as_secs_f32(), layout.server()));
+    say(&format!(
+        "API server is ready after {:.2} s: {}",
+        start.elapsed().as_secs_f32(),
+        layout.server()
+    ));
     let manifests: &[&str] = if bare { &[SYSTEM] } else { &[SYSTEM, SAMPLE] };
     let by = api::apply(&client, &layout.kubeconfig(), manifests).await?;
     tokio::task::spawn_blocking(move || wait_daemons(&ready)).await??;
@@ -113,10 +142,16 @@ async fn begin(layout: &Layout, bare: bool, start: Instant) -> Result<()> {
         start.elapsed().as_secs_f32()
     ));
     if !bare {
-        let prover = prove::Prover { client, layout: layout.clone() };
+        let prover = prove::Prover {
+            client,
+            layout: layout.clone(),
+        };
         prover.wait_pods("app=web", 3).await?;
         prover.wait_pods("app=client", 1).await?;
-        say(&format!("all pods are Running after {:.2} s", start.elapsed().as_secs_f32()));
+        say(&format!(
+            "all pods are Running after {:.2} s",
+            start.elapsed().as_secs_f32()
+        ));
     }
     Ok(())
 }
@@ -156,7 +191,9 @@ fn supervise(layout: &Layout) -> Result<UnixDatagram> {
 
 fn wait_daemons(ready: &UnixDatagram) -> Result<()> {
     let mut buffer = [0; 256];
-    ready.recv(&mut buffer).context("not all daemons became ready in time; see their logs")?;
+    ready
+        .recv(&mut buffer)
+        .context("not all daemons became ready in time; see their logs")?;
     Ok(())
 }
 
@@ -167,7 +204,9 @@ pub(crate) fn saved(name: &str) -> Result<Layout> {
     match fs::read(&file) {
         Ok(text) => {
             let args = serde_json::from_slice(&text);
-            Ok(Layout::new(args.with_context(|| file.display().to_string())?))
+            Ok(Layout::new(
+                args.with_context(|| file.display().to_string())?,
+            ))
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let there = down::clusters();

@@ -5,6 +5,7 @@
     reason = "a test runner speaks on standard output"
 )]
 
+pub mod bench;
 pub mod cluster;
 pub mod runner;
 pub mod snapshot;
@@ -14,12 +15,25 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-/// The folder of the programs under test: beside the test program's own folder.
+/// Prints a line for whoever runs the tests.
+pub(crate) fn say(text: &str) {
+    println!("{text}");
+}
+
+/// The folder of the programs under test: our own, or the one above a test program's `deps`.
+///
+/// # Errors
+/// The programs are not built.
 pub fn bin_dir() -> Result<PathBuf> {
     let me = std::env::current_exe()?;
-    match me.parent().and_then(|deps| deps.parent()) {
+    let found = me
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .find(|dir| dir.join("seaway").is_file());
+    match found {
         Some(dir) => Ok(dir.to_owned()),
-        None => bail!("the test program {} has no folder", me.display()),
+        None => bail!("the programs are not built; run `cargo build --workspace --bins`"),
     }
 }
 

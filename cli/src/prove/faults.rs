@@ -24,13 +24,17 @@ const ANSWERS_MIN: usize = 20;
 impl Prover {
     async fn probe(&self) -> Result<Probe> {
         let ip = self.cluster_ip_of("web").await?;
-        Probe::start(&self.node("node-1")?.netns, SocketAddr::new(ip.parse()?, 80))
+        Probe::start(
+            &self.node("node-1")?.netns,
+            SocketAddr::new(ip.parse()?, 80),
+        )
     }
 
     async fn set_replicas(&self, count: usize) -> Result<Vec<Replica>> {
         let api: Api<Deployment> = Api::namespaced(self.client.clone(), NAMESPACE);
         let patch = json!({ "spec": { "replicas": count } });
-        api.patch("web", &PatchParams::default(), &Patch::Merge(patch)).await?;
+        api.patch("web", &PatchParams::default(), &Patch::Merge(patch))
+            .await?;
         self.wait_pods("app=web", count).await
     }
 
@@ -40,7 +44,10 @@ impl Prover {
         let probe = self.probe().await?;
         self.set_replicas(5).await?;
         let after = self.set_replicas(3).await?;
-        let kept = after.iter().filter(|p| before.iter().any(|b| b.uid == p.uid)).count();
+        let kept = after
+            .iter()
+            .filter(|p| before.iter().any(|b| b.uid == p.uid))
+            .count();
         let (answered, failures) = probe.finish()?;
         ensure_unbroken(&failures)?;
         fact(&format!(
@@ -53,9 +60,14 @@ impl Prover {
     pub(super) async fn deleted_pod(&self) -> Result<()> {
         let victim = self.one("app=web").await?;
         let probe = self.probe().await?;
-        self.pod_api().delete(&victim.name, &DeleteParams::default()).await?;
-        let is_replaced = |pods: &[Replica]| pods.len() == 3 && pods.iter().all(|p| p.uid != victim.uid);
-        let pods = self.wait_pods_until("app=web", "a replacement", is_replaced).await?;
+        self.pod_api()
+            .delete(&victim.name, &DeleteParams::default())
+            .await?;
+        let is_replaced =
+            |pods: &[Replica]| pods.len() == 3 && pods.iter().all(|p| p.uid != victim.uid);
+        let pods = self
+            .wait_pods_until("app=web", "a replacement", is_replaced)
+            .await?;
         let (answered, failures) = probe.finish()?;
         ensure_unbroken(&failures)?;
         let new = pods.last().map(|p| p.name.clone()).unwrap_or_default();
@@ -67,7 +79,11 @@ impl Prover {
     }
 
     async fn one(&self, label: &str) -> Result<Replica> {
-        self.wait_pods(label, 3).await?.into_iter().next().context("no pod")
+        self.wait_pods(label, 3)
+            .await?
+            .into_iter()
+            .next()
+            .context("no pod")
     }
 
     /// A killed container is started again in the same pod.
@@ -77,17 +93,32 @@ impl Prover {
         let id = victim.container_id.rsplit('/').next().unwrap_or_default();
         let group = format!("{}/kubepods/pod{}/{id}", node.cgroup, victim.uid);
         let groups = Hierarchies::detect()?;
-        ensure!(!groups.pids(&group).is_empty(), "no process in control group {group}");
+        ensure!(
+            !groups.pids(&group).is_empty(),
+            "no process in control group {group}"
+        );
         for pid in groups.pids(&group) {
             process::signal(pid, Signal::SIGKILL)?;
         }
         let is_back = |pods: &[Replica]| {
             let same = pods.iter().find(|p| p.uid == victim.uid);
-            same.is_some_and(|p| p.restarts > victim.restarts && p.container_id != victim.container_id)
+            same.is_some_and(|p| {
+                p.restarts > victim.restarts && p.container_id != victim.container_id
+            })
         };
-        let pods = self.wait_pods_until("app=web", "the killed container", is_back).await?;
-        let back = pods.iter().find(|p| p.uid == victim.uid).context("the pod is gone")?;
-        ensure!(back.ip == victim.ip, "its address changed from {} to {}", victim.ip, back.ip);
+        let pods = self
+            .wait_pods_until("app=web", "the killed container", is_back)
+            .await?;
+        let back = pods
+            .iter()
+            .find(|p| p.uid == victim.uid)
+            .context("the pod is gone")?;
+        ensure!(
+            back.ip == victim.ip,
+            "its address changed from {} to {}",
+            victim.ip,
+            back.ip
+        );
         fact(&format!(
             "killed container of {}: runs again in the same pod, address {}, restarts {}",
             victim.name, back.ip, back.restarts
@@ -116,7 +147,10 @@ impl Prover {
             ids.sort();
             ids
         };
-        ensure!(ids(&before) == ids(&after), "containers changed when {name} was killed");
+        ensure!(
+            ids(&before) == ids(&after),
+            "containers changed when {name} was killed"
+        );
         // Its work goes on: a pod more and a pod less reach this node's rules and containers.
         self.set_replicas(4).await?;
         self.set_replicas(3).await?;
@@ -130,7 +164,9 @@ impl Prover {
 
     fn pid_of(&self, name: &str) -> Result<i32> {
         let pids = read_pids(&self.layout)?;
-        let pid = pids.get(name).with_context(|| format!("no pid of {name} is known"))?;
+        let pid = pids
+            .get(name)
+            .with_context(|| format!("no pid of {name} is known"))?;
         Ok(i32::try_from(*pid)?)
     }
 }
@@ -138,6 +174,9 @@ impl Prover {
 fn ensure_unbroken(failures: &[String]) -> Result<()> {
     match failures.first() {
         None => Ok(()),
-        Some(first) => bail!("{} requests failed meanwhile, the first: {first}", failures.len()),
+        Some(first) => bail!(
+            "{} requests failed meanwhile, the first: {first}",
+            failures.len()
+        ),
     }
 }

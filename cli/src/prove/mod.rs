@@ -49,7 +49,10 @@ pub(crate) struct Replica {
 /// Runs all proofs.
 pub(crate) async fn run(layout: &Layout, kubeconfig: &Path) -> Result<()> {
     let client = api::connect(kubeconfig).await?;
-    let prover = Prover { client, layout: layout.clone() };
+    let prover = Prover {
+        client,
+        layout: layout.clone(),
+    };
     prover.pods().await?;
     prover.pod_to_pod().await?;
     prover.cluster_ip().await?;
@@ -75,13 +78,19 @@ impl Prover {
 
     /// Pods with this label that are ready and not on their way out.
     async fn ready_pods(&self, label: &str) -> Result<Vec<Replica>> {
-        let list = self.pod_api().list(&ListParams::default().labels(label)).await?;
+        let list = self
+            .pod_api()
+            .list(&ListParams::default().labels(label))
+            .await?;
         Ok(list.items.iter().filter_map(replica).collect())
     }
 
     /// Waits for exactly `count` ready pods with this label.
     pub(crate) async fn wait_pods(&self, label: &str, count: usize) -> Result<Vec<Replica>> {
-        self.wait_pods_until(label, &format!("{count} ready pods"), |pods| pods.len() == count).await
+        self.wait_pods_until(label, &format!("{count} ready pods"), |pods| {
+            pods.len() == count
+        })
+        .await
     }
 
     async fn wait_pods_until(
@@ -97,7 +106,10 @@ impl Prover {
                 return Ok(pods);
             }
             if Instant::now() > deadline {
-                let seen: Vec<_> = pods.iter().map(|p| format!("{} on {}", p.name, p.node)).collect();
+                let seen: Vec<_> = pods
+                    .iter()
+                    .map(|p| format!("{} on {}", p.name, p.node))
+                    .collect();
                 bail!(
                     "waited {} s for {what} with label {label}; ready are: [{}]; see `kubectl describe pods`",
                     PODS_TIMEOUT.as_secs(),
@@ -117,7 +129,10 @@ impl Prover {
     async fn cluster_ip_of(&self, service: &str) -> Result<String> {
         let api: Api<Service> = Api::namespaced(self.client.clone(), NAMESPACE);
         let service = api.get(service).await?;
-        service.spec.and_then(|s| s.cluster_ip).context("the Service has no clusterIP")
+        service
+            .spec
+            .and_then(|s| s.cluster_ip)
+            .context("the Service has no clusterIP")
     }
 
     async fn sh(&self, pod: &str, script: &str) -> Result<String> {
@@ -133,7 +148,11 @@ impl Prover {
 /// A pod, when it is ready.
 fn replica(pod: &Pod) -> Option<Replica> {
     let status = pod.status.as_ref()?;
-    let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+    let ready = status
+        .conditions
+        .iter()
+        .flatten()
+        .any(|c| c.type_ == "Ready" && c.status == "True");
     if !ready || pod.metadata.deletion_timestamp.is_some() {
         return None;
     }
@@ -143,7 +162,12 @@ fn replica(pod: &Pod) -> Option<Replica> {
         uid: pod.uid()?,
         node: pod.spec.as_ref()?.node_name.clone()?,
         ip: status.pod_ip.clone()?,
-        ips: status.pod_ips.iter().flatten().map(|ip| ip.ip.clone()).collect(),
+        ips: status
+            .pod_ips
+            .iter()
+            .flatten()
+            .map(|ip| ip.ip.clone())
+            .collect(),
         container_id: container.container_id.clone()?,
         restarts: container.restart_count,
     })

@@ -20,7 +20,10 @@ impl Prover {
         let pods = self.wait_pods("app=web", 3).await?;
         let nodes: BTreeSet<_> = pods.iter().map(|p| p.node.as_str()).collect();
         let expect = usize::from(self.layout.args.nodes).min(3);
-        ensure!(nodes.len() == expect, "the replicas sit on {nodes:?}, not on {expect} nodes");
+        ensure!(
+            nodes.len() == expect,
+            "the replicas sit on {nodes:?}, not on {expect} nodes"
+        );
         let mut namespaces = BTreeSet::new();
         for pod in &pods {
             namespaces.extend(self.own_namespaces(pod).await?);
@@ -30,8 +33,10 @@ impl Prover {
             namespaces.len() == pods.len() * NAMESPACES.len(),
             "some pods share a namespace: {namespaces:?}"
         );
-        let list: Vec<_> =
-            pods.iter().map(|p| format!("{} ({}) on {}", p.name, p.ips.join(" "), p.node)).collect();
+        let list: Vec<_> = pods
+            .iter()
+            .map(|p| format!("{} ({}) on {}", p.name, p.ips.join(" "), p.node))
+            .collect();
         fact(&format!("3 replicas are Running: {}", list.join(", ")));
         fact(&format!(
             "each has {} namespaces of its own and a memory limit of {} MiB in its control group",
@@ -44,12 +49,20 @@ impl Prover {
     /// The container's namespaces, none of which is the machine's.
     async fn own_namespaces(&self, pod: &Replica) -> Result<Vec<String>> {
         let script = "for n in ipc mnt net pid uts; do readlink /proc/self/ns/$n; done";
-        let inside: Vec<String> =
-            self.sh(&pod.name, script).await?.lines().map(str::to_owned).collect();
+        let inside: Vec<String> = self
+            .sh(&pod.name, script)
+            .await?
+            .lines()
+            .map(str::to_owned)
+            .collect();
         for name in NAMESPACES {
             let ours = fs::read_link(format!("/proc/self/ns/{name}"))?;
             let ours = ours.to_string_lossy().into_owned();
-            ensure!(!inside.contains(&ours), "pod {} is in the machine's {ours}", pod.name);
+            ensure!(
+                !inside.contains(&ours),
+                "pod {} is in the machine's {ours}",
+                pod.name
+            );
         }
         Ok(inside)
     }
@@ -82,7 +95,8 @@ impl Prover {
         let near = near.context("no replica on the client's node")?;
         self.direct(&client, near, "on one node, over cni0").await?;
         if let Some(far) = far {
-            self.direct(&client, far, "across nodes, over VXLAN").await?;
+            self.direct(&client, far, "across nodes, over VXLAN")
+                .await?;
         }
         Ok(())
     }
@@ -90,11 +104,22 @@ impl Prover {
     async fn direct(&self, client: &Replica, server: &Replica, how: &str) -> Result<()> {
         let mut seen = Vec::new();
         for (to, from) in server.ips.iter().zip(&client.ips) {
-            let host = if to.contains(':') { format!("[{to}]") } else { to.clone() };
+            let host = if to.contains(':') {
+                format!("[{to}]")
+            } else {
+                to.clone()
+            };
             let url = format!("http://{host}:{POD_PORT}{WHOAMI}");
-            let text = self.sh(&client.name, &format!("wget -T 5 -qO- '{url}'")).await?;
+            let text = self
+                .sh(&client.name, &format!("wget -T 5 -qO- '{url}'"))
+                .await?;
             let answer = traffic::parse(&text)?;
-            ensure!(answer.server == server.name, "{to} is {}, not {}", answer.server, server.name);
+            ensure!(
+                answer.server == server.name,
+                "{to} is {}, not {}",
+                answer.server,
+                server.name
+            );
             ensure!(
                 answer.client.to_string() == *from,
                 "{to} saw {} instead of the client's {from}",

@@ -20,7 +20,11 @@ fn spread(servers: impl IntoIterator<Item = String>) -> BTreeMap<String, usize> 
 }
 
 fn shares(counts: &BTreeMap<String, usize>) -> String {
-    counts.values().map(usize::to_string).collect::<Vec<_>>().join(" / ")
+    counts
+        .values()
+        .map(usize::to_string)
+        .collect::<Vec<_>>()
+        .join(" / ")
 }
 
 impl Prover {
@@ -28,19 +32,35 @@ impl Prover {
     pub(super) async fn cluster_ip(&self) -> Result<()> {
         let client = self.client_pod().await?;
         let ip = self.cluster_ip_of("web").await?;
-        let script =
-            format!("for i in $(seq {REQUESTS}); do wget -T 5 -qO- http://{ip}{WHOAMI} || exit 1; done");
+        let script = format!(
+            "for i in $(seq {REQUESTS}); do wget -T 5 -qO- http://{ip}{WHOAMI} || exit 1; done"
+        );
         let text = self.sh(&client.name, &script).await?;
-        let answers = text.lines().map(traffic::parse).collect::<Result<Vec<_>>>()?;
+        let answers = text
+            .lines()
+            .map(traffic::parse)
+            .collect::<Result<Vec<_>>>()?;
         let counts = spread(answers.into_iter().map(|a| a.server));
-        ensure!(counts.len() == 3, "a pod reached only {counts:?} through {ip}");
-        fact(&format!("ClusterIP {ip} from a pod: {REQUESTS} connections, {}", shares(&counts)));
+        ensure!(
+            counts.len() == 3,
+            "a pod reached only {counts:?} through {ip}"
+        );
+        fact(&format!(
+            "ClusterIP {ip} from a pod: {REQUESTS} connections, {}",
+            shares(&counts)
+        ));
         let node = self.node("node-1")?;
         let address = SocketAddr::new(ip.parse()?, 80);
         let answers = traffic::get_from(&node.netns, address, REQUESTS)?;
         let counts = spread(answers.into_iter().map(|a| a.server));
-        ensure!(counts.len() == 3, "node-1 reached only {counts:?} through {ip}");
-        fact(&format!("ClusterIP {ip} from a node: {REQUESTS} connections, {}", shares(&counts)));
+        ensure!(
+            counts.len() == 3,
+            "node-1 reached only {counts:?} through {ip}"
+        );
+        fact(&format!(
+            "ClusterIP {ip} from a node: {REQUESTS} connections, {}",
+            shares(&counts)
+        ));
         Ok(())
     }
 
@@ -50,42 +70,72 @@ impl Prover {
             for address in [IpAddr::from(node.v4), node.v6.into()] {
                 let address = SocketAddr::new(address, NODE_PORT);
                 let get = tokio::task::spawn_blocking(move || traffic::get(address));
-                get.await?.with_context(|| format!("NodePort of {}", node.name))?;
+                get.await?
+                    .with_context(|| format!("NodePort of {}", node.name))?;
             }
         }
-        fact(&format!("NodePort {NODE_PORT} from outside: every node answers, IPv4 and IPv6"));
+        fact(&format!(
+            "NodePort {NODE_PORT} from outside: every node answers, IPv4 and IPv6"
+        ));
         Ok(())
     }
 
     /// Names as a pod resolves them through its resolv.conf.
     pub(super) async fn dns(&self) -> Result<()> {
         let client = self.client_pod().await?;
-        let names = ["web", "web.default", "web.default.svc", "web.default.svc.cluster.local"];
+        let names = [
+            "web",
+            "web.default",
+            "web.default.svc",
+            "web.default.svc.cluster.local",
+        ];
         for name in names {
             let url = format!("http://{name}{WHOAMI}");
-            self.sh(&client.name, &format!("wget -T 5 -qO- {url}")).await?;
+            self.sh(&client.name, &format!("wget -T 5 -qO- {url}"))
+                .await?;
         }
         fact(&format!("cluster DNS: a pod reaches {}", names.join(", ")));
         let pods = self.wait_pods("app=web", 3).await?;
-        let expect: BTreeSet<&str> = pods.iter().flat_map(|p| &p.ips).map(String::as_str).collect();
-        let text = self.sh(&client.name, "nslookup web-headless.default.svc.cluster.local").await?;
+        let expect: BTreeSet<&str> = pods
+            .iter()
+            .flat_map(|p| &p.ips)
+            .map(String::as_str)
+            .collect();
+        let text = self
+            .sh(
+                &client.name,
+                "nslookup web-headless.default.svc.cluster.local",
+            )
+            .await?;
         let found: BTreeSet<&str> = addresses(&text).filter(|a| expect.contains(a)).collect();
-        ensure!(found == expect, "the headless name gave {found:?}, the pods are {expect:?}");
-        fact(&format!("headless Service: {} addresses, one for each pod and family", found.len()));
+        ensure!(
+            found == expect,
+            "the headless name gave {found:?}, the pods are {expect:?}"
+        );
+        fact(&format!(
+            "headless Service: {} addresses, one for each pod and family",
+            found.len()
+        ));
         let name = "web-elsewhere.default.svc.cluster.local";
-        let text = self.sh(&client.name, &format!("nslookup -type=a {name}")).await?;
+        let text = self
+            .sh(&client.name, &format!("nslookup -type=a {name}"))
+            .await?;
         let ip = self.cluster_ip_of("web").await?;
         ensure!(
             text.contains("canonical name = web.default.svc.cluster.local")
                 && addresses(&text).any(|a| a == ip),
             "the ExternalName gave {text:?}"
         );
-        fact(&format!("ExternalName: {name} is web.default.svc.cluster.local, {ip}"));
+        fact(&format!(
+            "ExternalName: {name} is web.default.svc.cluster.local, {ip}"
+        ));
         Ok(())
     }
 }
 
 /// The addresses in the output of busybox's `nslookup`.
 fn addresses(text: &str) -> impl Iterator<Item = &str> {
-    text.lines().filter_map(|l| l.strip_prefix("Address:")).filter_map(|l| l.split_whitespace().next())
+    text.lines()
+        .filter_map(|l| l.strip_prefix("Address:"))
+        .filter_map(|l| l.split_whitespace().next())
 }

@@ -32,8 +32,14 @@ pub(super) fn parse(body: &str) -> Result<Answer> {
         bail!("an odd answer: {body:?}");
     };
     // A socket for both families shows IPv4 peers as mapped addresses, some in brackets.
-    let client: IpAddr = client.trim_matches(['[', ']']).parse().context("the peer's address")?;
-    Ok(Answer { server: server.to_owned(), client: client.to_canonical() })
+    let client: IpAddr = client
+        .trim_matches(['[', ']'])
+        .parse()
+        .context("the peer's address")?;
+    Ok(Answer {
+        server: server.to_owned(),
+        client: client.to_canonical(),
+    })
 }
 
 /// One request over a connection of its own.
@@ -45,10 +51,17 @@ pub(super) fn get(address: SocketAddr) -> Result<Answer> {
     let request = format!("GET {WHOAMI} HTTP/1.0\r\nHost: sample\r\n\r\n");
     stream.write_all(request.as_bytes())?;
     let mut text = String::new();
-    stream.read_to_string(&mut text).with_context(|| format!("answer from {address}"))?;
-    let (head, body) = text.split_once("\r\n\r\n").context("no end of the header")?;
+    stream
+        .read_to_string(&mut text)
+        .with_context(|| format!("answer from {address}"))?;
+    let (head, body) = text
+        .split_once("\r\n\r\n")
+        .context("no end of the header")?;
     if !head.starts_with("HTTP/1.0 200") && !head.starts_with("HTTP/1.1 200") {
-        bail!("{address} answered {:?}", head.lines().next().unwrap_or_default());
+        bail!(
+            "{address} answered {:?}",
+            head.lines().next().unwrap_or_default()
+        );
     }
     parse(body)
 }
@@ -70,7 +83,10 @@ impl Probe {
     /// Starts asking `address` from inside the namespace at `netns`.
     pub(super) fn start(netns: &Path, address: SocketAddr) -> Result<Self> {
         let netns = NetNs::open(netns)?;
-        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (stop, done) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicUsize::new(0)),
+        );
         let (stopped, count) = (Arc::clone(&stop), Arc::clone(&done));
         let thread = thread::spawn(move || {
             let ask = || {
@@ -87,7 +103,9 @@ impl Probe {
                 }
                 failures
             };
-            netns.run(ask).unwrap_or_else(|error| vec![error.to_string()])
+            netns
+                .run(ask)
+                .unwrap_or_else(|error| vec![error.to_string()])
         });
         Ok(Self { stop, done, thread })
     }
@@ -113,7 +131,11 @@ mod tests {
 
     #[test]
     fn answers_name_server_and_client() {
-        for text in ["web-1 10.244.1.3\n", "web-1 ::ffff:10.244.1.3", "web-1 [::ffff:10.244.1.3]"] {
+        for text in [
+            "web-1 10.244.1.3\n",
+            "web-1 ::ffff:10.244.1.3",
+            "web-1 [::ffff:10.244.1.3]",
+        ] {
             let answer = parse(text).unwrap();
             assert_eq!(answer.server, "web-1");
             assert_eq!(answer.client.to_string(), "10.244.1.3");

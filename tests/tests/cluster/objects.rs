@@ -83,9 +83,10 @@ pub(crate) fn watch(cluster: &Cluster) -> Result<()> {
     };
     std::thread::sleep(Duration::from_secs(1));
     make()?;
-    let output = watching
-        .join()
-        .map_err(|_| anyhow::anyhow!("the watching thread broke"))??;
+    let Ok(output) = watching.join() else {
+        bail!("the watching thread broke")
+    };
+    let output = output?;
     let text = output.text();
     ensure!(text.contains("seen"), "the watch showed {text:?}");
     Ok(())

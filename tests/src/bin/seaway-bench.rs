@@ -1,0 +1,44 @@
+//! The benchmark program behind `cargo xtask bench`.
+
+#![expect(clippy::print_stdout, reason = "figures go to standard output")]
+
+use anyhow::{Result, bail};
+use seaway_tests::bench::{Figure, cluster, cni, proxy};
+
+type Bench = (&'static str, fn() -> Result<Vec<Figure>>);
+
+const BENCHES: &[Bench] = &[
+    ("cni", cni::run),
+    ("proxy", proxy::run),
+    ("cluster", cluster::run),
+];
+
+fn main() -> Result<()> {
+    let mut args: Vec<_> = std::env::args().skip(1).collect();
+    let json = args.iter().any(|a| a == "--json");
+    args.retain(|a| a != "--json");
+    let wanted = args.first();
+    if let Some(name) = wanted.filter(|w| BENCHES.iter().all(|(name, _)| name != w)) {
+        let names: Vec<_> = BENCHES.iter().map(|(name, _)| *name).collect();
+        bail!("no benchmark {name}; there are: {}", names.join(", "));
+    }
+    if !json {
+        println!("{}", Figure::head());
+    }
+    for (_, run) in BENCHES
+        .iter()
+        .filter(|(name, _)| wanted.is_none_or(|w| w == name))
+    {
+        for figure in run()? {
+            println!(
+                "{}",
+                if json {
+                    figure.json().to_string()
+                } else {
+                    figure.line()
+                }
+            );
+        }
+    }
+    Ok(())
+}
