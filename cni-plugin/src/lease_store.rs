@@ -1,6 +1,8 @@
 //! The files of leases, laid out as host-local's: `DATADIR/NETWORK/ADDRESS` holds
 //! `CONTAINERID\r\nIFNAME`, `last_reserved_ip.N` the address that set N gave last, `lock` is locked
-//! by whoever reads or writes. Beside them `boot_id`: leases of an earlier boot belong to nobody.
+//! by whoever reads or writes. Beside them `boot_id` (leases of an earlier boot belong to nobody) and
+//! one `owner.HASH` an owner, which lists its addresses, so that finding them does not read every
+//! lease. It is written before the leases and believed only as far as they agree.
 //!
 //! A lease appears whole or not at all (written aside, then renamed), so a process killed at any
 //! instruction leaves either nothing or a lease that names its owner.
@@ -14,6 +16,7 @@ use std::path::{Path, PathBuf};
 use api::cni::Attachment;
 
 use crate::ipam::Lease;
+use crate::plan::fnv1a;
 
 /// Where the kernel tells which boot this is.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -100,8 +103,8 @@ impl LeaseStore {
             return Ok(self);
         }
         if before.is_some() {
-            for address in self.taken()? {
-                self.remove(address)?;
+            for (address, owner) in self.all()? {
+                self.evict(address, &owner)?;
             }
         }
         self.write("boot_id", boot)?;
@@ -156,11 +159,31 @@ impl LeaseStore {
         Ok(all)
     }
 
-    /// The addresses of one owner.
+    /// The addresses of one owner that we have leased to it.
     ///
     /// # Errors
-    /// The directory cannot be read.
+    /// A file cannot be read.
     pub fn of(&self, owner: &Attachment) -> Result<Vec<IpAddr>, LeaseError> {
+        let list = self.read(&owner_file(owner))?.unwrap_or_default();
+        let mut owned = Vec::new();
+        for address in list
+            .lines()
+            .filter_map(|line| line.trim().parse::<IpAddr>().ok())
+        {
+            let lease = self.read(&address.to_string())?;
+            if lease.is_some_and(|text| belongs(&parse_owner(&text), owner)) {
+                owned.push(address);
+            }
+        }
+        Ok(owned)
+    }
+
+    /// The addresses of one owner, whoever has leased them: reads every lease where there is no
+    /// list of the owner's.
+    fn of_anyone(&self, owner: &Attachment) -> Result<Vec<IpAddr>, LeaseError> {
+        if self.dir.join(owner_file(owner)).exists() {
+            return self.of(owner);
+        }
         let all = self.all()?;
         let owned = all.into_iter().filter(|(_, other)| belongs(other, owner));
         Ok(owned.map(|(address, _)| address).collect())
@@ -172,6 +195,9 @@ impl LeaseStore {
     /// A file cannot be written; leases written before it stay and name their owner.
     pub fn acquire(&self, owner: &Attachment, leases: &[Lease]) -> Result<(), LeaseError> {
         let text = format!("{}{LINE_BREAK}{}", owner.container_id, owner.ifname);
+        let addresses: Vec<String> = leases.iter().map(|l| l.address.ip().to_string()).collect();
+        let list = format!("{text}{LINE_BREAK}{}", addresses.join(LINE_BREAK));
+        self.write(&owner_file(owner), &list)?;
         for (set, lease) in leases.iter().enumerate() {
             let address = lease.address.ip().to_string();
             self.write(&address, &text)?;
@@ -185,19 +211,34 @@ impl LeaseStore {
     /// # Errors
     /// A file cannot be removed.
     pub fn release(&self, owner: &Attachment) -> Result<Vec<IpAddr>, LeaseError> {
-        let owned = self.of(owner)?;
+        let owned = self.of_anyone(owner)?;
         for address in &owned {
             self.remove(*address)?;
         }
+        // Last, so that a process killed before it finds the rest again.
+        self.remove_file(&owner_file(owner))?;
         Ok(owned)
     }
 
-    /// Gives an address back, whoever has it.
+    /// Gives an address back, with what lists it.
     ///
     /// # Errors
-    /// The file cannot be removed.
-    pub fn remove(&self, address: IpAddr) -> Result<(), LeaseError> {
-        let path = self.dir.join(address.to_string());
+    /// A file cannot be removed.
+    pub fn evict(&self, address: IpAddr, owner: &Attachment) -> Result<(), LeaseError> {
+        self.remove(address)?;
+        if self.of(owner)?.is_empty() {
+            self.remove_file(&owner_file(owner))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn remove(&self, address: IpAddr) -> Result<(), LeaseError> {
+        self.remove_file(&address.to_string())
+    }
+
+    fn remove_file(&self, name: &str) -> Result<(), LeaseError> {
+        let path = self.dir.join(name);
         match fs::remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(fail("remove", &path)(e)),
             _ => Ok(()),
@@ -220,6 +261,26 @@ impl LeaseStore {
             fs::rename(&aside, &path)
         };
         write().map_err(fail("write", &path))
+    }
+}
+
+/// The file that lists the addresses of `owner`.
+fn owner_file(owner: &Attachment) -> String {
+    format!(
+        "owner.{:016x}",
+        fnv1a(&[&owner.container_id, &owner.ifname])
+    )
+}
+
+/// The owner that a lease names.
+fn parse_owner(text: &str) -> Attachment {
+    let (container, ifname) = text
+        .trim()
+        .split_once(LINE_BREAK)
+        .unwrap_or((text.trim(), ""));
+    Attachment {
+        container_id: container.into(),
+        ifname: ifname.into(),
     }
 }
 

@@ -261,7 +261,7 @@ fn gc_leases(net: &Net, valid: &[Attachment]) -> Result<(), LeaseError> {
     };
     let freed = all.iter().filter(|(_, owner)| !keep(owner));
     let mut failed: Vec<LeaseError> = freed
-        .filter_map(|(address, _)| store.remove(*address).err())
+        .filter_map(|(address, owner)| store.evict(*address, owner).err())
         .collect();
     failed.pop().map_or(Ok(()), Err)
 }

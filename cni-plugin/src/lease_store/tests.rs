@@ -120,6 +120,34 @@ fn files_of_old_plugins_name_the_container_only() {
 }
 
 #[test]
+fn a_list_of_addresses_is_believed_only_as_far_as_the_leases_agree() {
+    let dir = tempfile::tempdir().unwrap();
+    let pods = dir.path().join("pods");
+    let store = LeaseStore::open(dir.path(), "pods").unwrap();
+    store.acquire(&owner("a"), &dual()).unwrap();
+    // Someone else gave one address back and to another container.
+    fs::write(pods.join("10.1.0.2"), "b\r\neth0").unwrap();
+    assert_eq!(store.of(&owner("a")).unwrap(), [ip("fd00::2")]);
+    assert_eq!(store.release(&owner("a")).unwrap(), [ip("fd00::2")]);
+    assert_eq!(store.release(&owner("b")).unwrap(), [ip("10.1.0.2")]);
+    // A list without leases, as a process killed in between leaves it.
+    store.acquire(&owner("c"), &dual()).unwrap();
+    store.remove(ip("10.1.0.2")).unwrap();
+    store.remove(ip("fd00::2")).unwrap();
+    assert!(store.of(&owner("c")).unwrap().is_empty());
+    store.release(&owner("c")).unwrap();
+    let left: Vec<_> = fs::read_dir(&pods)
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    assert!(
+        left.iter()
+            .all(|name| !name.to_string_lossy().starts_with("owner")),
+        "{left:?}"
+    );
+}
+
+#[test]
 fn errors_name_the_file() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("pods"), "a file").unwrap();

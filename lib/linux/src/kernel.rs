@@ -75,19 +75,17 @@ impl Kernel {
 
     fn get_link(&mut self, index: Option<u32>, name: Option<&str>) -> Result<Option<Link>> {
         let message = M::GetLink(link::get(index, name));
-        let answer = match (index, name) {
-            (_, Some(name)) => self
-                .netlink
-                .request(format_args!("get link {name}"), message, 0),
-            (index, None) => {
-                let index = index.unwrap_or(0);
+        let answer = match name {
+            Some(name) => self.netlink.get(format_args!("get link {name}"), message),
+            None => {
+                let number = index.unwrap_or(0);
                 self.netlink
-                    .request(format_args!("get link number {index}"), message, 0)
+                    .get(format_args!("get link number {number}"), message)
             }
         };
         match answer {
-            Ok(messages) => {
-                let found = messages.iter().find_map(as_link);
+            Ok(message) => {
+                let found = as_link(&message);
                 if let Some(link) = &found {
                     self.remember(link);
                 }

@@ -108,28 +108,34 @@ impl Netlink {
         message: RouteNetlinkMessage,
         flags: u16,
     ) -> Result<()> {
-        self.request(op, message, flags | NLM_F_ACK).map(drop)
-    }
-
-    /// Sends one request and gives the messages that came before its acknowledgement.
-    ///
-    /// # Errors
-    /// As [`Netlink::change`].
-    pub fn request(
-        &mut self,
-        op: fmt::Arguments<'_>,
-        message: RouteNetlinkMessage,
-        flags: u16,
-    ) -> Result<Vec<RouteNetlinkMessage>> {
         self.send(op, message, flags | NLM_F_ACK)?;
-        let mut messages = Vec::new();
         loop {
             for answer in self.receive(op)? {
                 match answer {
-                    Answer::Message(message) => messages.push(message),
-                    Answer::Done | Answer::Acknowledged => return Ok(messages),
+                    Answer::Done | Answer::Acknowledged => return Ok(()),
                     Answer::Refused(error) => return Err(error),
-                    Answer::NotOurs => {}
+                    Answer::Message(_) | Answer::NotOurs => {}
+                }
+            }
+        }
+    }
+
+    /// Asks for one object. The kernel answers with it or with a refusal.
+    ///
+    /// # Errors
+    /// As [`Netlink::change`].
+    pub fn get(
+        &mut self,
+        op: fmt::Arguments<'_>,
+        message: RouteNetlinkMessage,
+    ) -> Result<RouteNetlinkMessage> {
+        self.send(op, message, 0)?;
+        loop {
+            for answer in self.receive(op)? {
+                match answer {
+                    Answer::Message(message) => return Ok(message),
+                    Answer::Refused(error) => return Err(error),
+                    Answer::Done | Answer::Acknowledged | Answer::NotOurs => {}
                 }
             }
         }
