@@ -403,6 +403,8 @@ fn a_failure_at_any_step_is_mended_by_the_next_sync() {
     }
 }
 
+type Break<'a> = &'a dyn Fn(&mut FakeHost);
+
 #[test]
 fn what_someone_broke_is_mended_and_no_more() {
     let dir = tempfile::tempdir().unwrap();
@@ -411,7 +413,7 @@ fn what_someone_broke_is_mended_and_no_more() {
     sync(&mut host, &dir, &peers(&[2]));
     let good = dump(&kernel);
     let foreign = Mac([2, 0, 0, 0, 0, 9]);
-    let breaks: [(&str, &dyn Fn(&mut FakeHost)); 6] = [
+    let breaks: [(&str, Break<'_>); 6] = [
         ("= link seaway.1 up\n", &|h| {
             h.set_link("seaway.1", &LinkChange::down()).unwrap();
         }),

@@ -110,6 +110,8 @@ fn packets_as_large_as_the_underlay_carries_pass_whole() {
     }
 }
 
+type Break<'a> = &'a dyn Fn();
+
 #[test]
 fn what_is_removed_comes_back_at_once() {
     let Some(lab) = Lab::new("what_is_removed_comes_back_at_once", 3, true) else {
@@ -124,7 +126,7 @@ fn what_is_removed_comes_back_at_once() {
             dev: Some(device),
             ..RouteFilter::default()
         };
-        let breaks: [(&str, &dyn Fn()); 8] = [
+        let breaks: [(&str, Break<'_>); 8] = [
             ("route", &|| {
                 let route = node.kernel().routes(&ours).unwrap().remove(0);
                 node.kernel().del_route(&route).unwrap();
