@@ -51,6 +51,11 @@ impl Watch {
         }
     }
 
+    /// Whether no more changes will come.
+    pub fn is_closed(&self) -> bool {
+        self.queue.is_closed()
+    }
+
     /// A change that is already there.
     pub fn ready(&mut self) -> Option<Arc<Event>> {
         self.backlog

@@ -1,0 +1,418 @@
+//! Role based access: evaluates the Role, ClusterRole and binding objects in the store.
+//!
+//! The parsed objects are kept and brought up to date from a watch before every decision, so a
+//! binding counts for the very next request.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use api::selector::{LabelSelector, LabelSelectorSpec};
+use serde::Deserialize;
+
+use super::{Attributes, User};
+use crate::http::error::Result;
+use crate::store::{Range, Store, Watch};
+
+const PREFIX: &str = "/registry/rbac.authorization.k8s.io/";
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Rule {
+    verbs: Vec<String>,
+    api_groups: Vec<String>,
+    resources: Vec<String>,
+    resource_names: Vec<String>,
+    #[serde(rename = "nonResourceURLs")]
+    non_resource_urls: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Subject {
+    kind: String,
+    name: String,
+    namespace: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct RoleRef {
+    kind: String,
+    name: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Aggregation {
+    cluster_role_selectors: Vec<LabelSelectorSpec>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Metadata {
+    labels: Option<BTreeMap<String, String>>,
+}
+
+/// The fields of all four kinds together.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Object {
+    metadata: Metadata,
+    rules: Option<Vec<Rule>>,
+    aggregation_rule: Option<Aggregation>,
+    role_ref: RoleRef,
+    subjects: Option<Vec<Subject>>,
+}
+
+/// The evaluator.
+#[derive(Default)]
+pub struct Rbac(Mutex<Option<State>>);
+
+struct State {
+    watch: Watch,
+    /// By key without the prefix, e.g. `rolebindings/default/x`.
+    objects: BTreeMap<String, Object>,
+}
+
+impl Rbac {
+    /// Whether some rule allows this.
+    pub async fn allows(
+        &self,
+        store: &dyn Store,
+        user: &User,
+        asked: &Attributes<'_>,
+    ) -> Result<bool> {
+        self.refresh(store).await?;
+        let guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(state) = &*guard else {
+            return Ok(false);
+        };
+        Ok(state
+            .rules_of(user, asked.namespace)
+            .any(|rule| rule.allows(asked)))
+    }
+
+    /// The rules that hold for a user in a namespace, as JSON, for SelfSubjectRulesReview.
+    pub async fn rules(
+        &self,
+        store: &dyn Store,
+        user: &User,
+        namespace: &str,
+    ) -> Result<Vec<serde_json::Value>> {
+        self.refresh(store).await?;
+        let guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(state) = &*guard else {
+            return Ok(Vec::new());
+        };
+        Ok(state.rules_of(user, namespace).map(Rule::to_json).collect())
+    }
+
+    async fn refresh(&self, store: &dyn Store) -> Result<()> {
+        let fresh = {
+            let mut guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            guard.as_mut().is_some_and(State::catch_up)
+        };
+        if fresh {
+            return Ok(());
+        }
+        let page = store
+            .list(Range {
+                prefix: PREFIX,
+                ..Range::default()
+            })
+            .await?;
+        let watch = store.watch(PREFIX, page.rev)?;
+        let mut state = State {
+            watch,
+            objects: BTreeMap::new(),
+        };
+        for kv in page.items {
+            state.set(&kv.key, Some(&kv.value));
+        }
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
+        Ok(())
+    }
+}
+
+impl State {
+    /// Takes in what changed; false when the watch broke and everything must be read anew.
+    fn catch_up(&mut self) -> bool {
+        while let Some(event) = self.watch.ready() {
+            self.set(&event.key, event.now.as_ref().map(|kv| &kv.value[..]));
+        }
+        !self.watch.is_closed()
+    }
+
+    fn set(&mut self, key: &str, value: Option<&[u8]>) {
+        let key = key.strip_prefix(PREFIX).unwrap_or(key).to_owned();
+        match value.map(serde_json::from_slice) {
+            Some(Ok(object)) => {
+                self.objects.insert(key, object);
+            }
+            Some(Err(error)) => tracing::warn!(key, "RBAC object is ignored: {error}"),
+            None => {
+                self.objects.remove(&key);
+            }
+        }
+    }
+
+    fn rules_of<'a>(
+        &'a self,
+        user: &'a User,
+        namespace: &'a str,
+    ) -> impl Iterator<Item = &'a Rule> + 'a {
+        let cluster = self.below("clusterrolebindings/".to_owned());
+        let local =
+            (!namespace.is_empty()).then(|| self.below(format!("rolebindings/{namespace}/")));
+        cluster
+            .chain(local.into_iter().flatten())
+            .filter(|(_, binding)| {
+                binding
+                    .subjects
+                    .iter()
+                    .flatten()
+                    .any(|subject| subject.is(user))
+            })
+            .flat_map(move |(key, binding)| {
+                let role = match binding.role_ref.kind.as_str() {
+                    "ClusterRole" => format!("clusterroles/{}", binding.role_ref.name),
+                    "Role" if key.starts_with("rolebindings/") => {
+                        format!("roles/{namespace}/{}", binding.role_ref.name)
+                    }
+                    _ => String::new(),
+                };
+                self.rules_in(&role)
+            })
+    }
+
+    fn below(&self, prefix: String) -> impl Iterator<Item = (&String, &Object)> {
+        self.objects
+            .range(prefix.clone()..)
+            .take_while(move |(key, _)| key.starts_with(&prefix))
+    }
+
+    /// The rules of a role, with those of the roles it gathers by label.
+    fn rules_in(&self, key: &str) -> Vec<&Rule> {
+        let Some(role) = self.objects.get(key) else {
+            return Vec::new();
+        };
+        let mut rules: Vec<&Rule> = role.rules.iter().flatten().collect();
+        for spec in role
+            .aggregation_rule
+            .iter()
+            .flat_map(|a| &a.cluster_role_selectors)
+        {
+            let Ok(selector) = LabelSelector::from_spec(spec) else {
+                continue;
+            };
+            for (_, other) in self.below("clusterroles/".to_owned()) {
+                if other
+                    .metadata
+                    .labels
+                    .as_ref()
+                    .is_some_and(|labels| selector.matches(labels))
+                {
+                    rules.extend(other.rules.iter().flatten());
+                }
+            }
+        }
+        rules
+    }
+}
+
+impl Subject {
+    fn is(&self, user: &User) -> bool {
+        match self.kind.as_str() {
+            "User" => self.name == user.name,
+            "Group" => user.in_group(&self.name),
+            "ServiceAccount" => {
+                user.name == format!("system:serviceaccount:{}:{}", self.namespace, self.name)
+            }
+            _ => false,
+        }
+    }
+}
+
+impl Rule {
+    fn allows(&self, asked: &Attributes<'_>) -> bool {
+        if !has(&self.verbs, asked.verb) {
+            return false;
+        }
+        if !asked.path.is_empty() {
+            return self
+                .non_resource_urls
+                .iter()
+                .any(|url| match url.strip_suffix('*') {
+                    Some(start) => asked.path.starts_with(start),
+                    None => url == asked.path,
+                });
+        }
+        let resource = if asked.subresource.is_empty() {
+            has(&self.resources, asked.resource)
+        } else {
+            self.resources.iter().any(|own| match own.split_once('/') {
+                _ if own == "*" => true,
+                Some((resource, sub)) => {
+                    (resource == "*" || resource == asked.resource) && sub == asked.subresource
+                }
+                None => false,
+            })
+        };
+        let named = self.resource_names.is_empty()
+            || self.resource_names.iter().any(|name| name == asked.name);
+        has(&self.api_groups, asked.group) && resource && named
+    }
+
+    fn to_json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "verbs": self.verbs,
+            "apiGroups": self.api_groups,
+            "resources": self.resources,
+            "resourceNames": self.resource_names,
+            "nonResourceURLs": self.non_resource_urls,
+        })
+    }
+}
+
+fn has(list: &[String], value: &str) -> bool {
+    list.iter().any(|own| own == "*" || own == value)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::store::{Memory, Op};
+
+    fn store() -> Memory {
+        let store = Memory::new();
+        let rows = [
+            (
+                "clusterroles/view",
+                json!({"rules": [{"verbs": ["get", "list"], "apiGroups": [""], "resources": ["pods", "pods/log"]}]}),
+            ),
+            (
+                "clusterroles/health",
+                json!({"rules": [{"verbs": ["get"], "nonResourceURLs": ["/metrics", "/debug/*"]}]}),
+            ),
+            (
+                "clusterroles/sum",
+                json!({"aggregationRule": {"clusterRoleSelectors": [{"matchLabels": {"to": "sum"}}]}}),
+            ),
+            (
+                "clusterroles/part",
+                json!({"metadata": {"labels": {"to": "sum"}}, "rules": [{"verbs": ["*"], "apiGroups": ["apps"], "resources": ["*"]}]}),
+            ),
+            (
+                "roles/ns/one",
+                json!({"rules": [{"verbs": ["update"], "apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["mine"]}]}),
+            ),
+            (
+                "clusterrolebindings/view",
+                json!({"roleRef": {"kind": "ClusterRole", "name": "view"}, "subjects": [{"kind": "Group", "name": "viewers"}]}),
+            ),
+            (
+                "clusterrolebindings/health",
+                json!({"roleRef": {"kind": "ClusterRole", "name": "health"}, "subjects": [{"kind": "User", "name": "eve"}]}),
+            ),
+            (
+                "rolebindings/ns/one",
+                json!({"roleRef": {"kind": "Role", "name": "one"}, "subjects": [{"kind": "ServiceAccount", "namespace": "ns", "name": "sa"}]}),
+            ),
+            (
+                "rolebindings/ns/sum",
+                json!({"roleRef": {"kind": "ClusterRole", "name": "sum"}, "subjects": [{"kind": "User", "name": "eve"}]}),
+            ),
+        ];
+        let ops = rows.map(|(key, value)| Op::create(format!("{PREFIX}{key}"), value.to_string()));
+        futures::executor::block_on(store.txn(ops.to_vec())).unwrap();
+        store
+    }
+
+    /// `asked` is `verb group|resource|sub namespace|name` or `verb /path`.
+    #[track_caller]
+    fn check(user: &str, group: &str, asked: &str, allowed: bool) {
+        let parts: Vec<&str> = asked.split(' ').collect();
+        let mut attributes = Attributes {
+            verb: parts[0],
+            group: "",
+            resource: "",
+            subresource: "",
+            namespace: "",
+            name: "",
+            path: "",
+        };
+        if parts[1].starts_with('/') {
+            attributes.path = parts[1];
+        } else {
+            let what: Vec<&str> = parts[1].split('|').collect();
+            (attributes.group, attributes.resource) = (what[0], what[1]);
+            attributes.subresource = what.get(2).unwrap_or(&"");
+            (attributes.namespace, attributes.name) = parts[2].split_once('|').unwrap();
+        }
+        let (rbac, store) = (Rbac::default(), store());
+        let user = User::new(user, vec![group.to_owned()]);
+        let seen = futures::executor::block_on(rbac.allows(&store, &user, &attributes));
+        assert_eq!(seen.unwrap(), allowed, "{user:?} {asked}");
+    }
+
+    #[test]
+    fn rows() {
+        check("x", "viewers", "list |pods ns|", true);
+        check("x", "viewers", "list |pods |", true);
+        check("x", "viewers", "get |pods|log ns|p", true);
+        check("x", "viewers", "get |pods|exec ns|p", false);
+        check("x", "viewers", "watch |pods ns|", false);
+        check("x", "viewers", "get apps|pods ns|p", false);
+        check("x", "others", "list |pods ns|", false);
+        check("eve", "-", "get /metrics", true);
+        check("eve", "-", "get /debug/x", true);
+        check("eve", "-", "get /other", false);
+        check("eve", "-", "post /metrics", false);
+        check("eve", "-", "patch apps|deployments|scale ns|d", true);
+        check("eve", "-", "patch apps|deployments other|d", false);
+        check(
+            "system:serviceaccount:ns:sa",
+            "-",
+            "update |configmaps ns|mine",
+            true,
+        );
+        check(
+            "system:serviceaccount:ns:sa",
+            "-",
+            "update |configmaps ns|yours",
+            false,
+        );
+        check(
+            "system:serviceaccount:other:sa",
+            "-",
+            "update |configmaps ns|mine",
+            false,
+        );
+    }
+
+    #[test]
+    fn a_binding_counts_for_the_next_request() {
+        let (rbac, store) = (Rbac::default(), store());
+        let user = User::new("late", vec![]);
+        let asked = Attributes {
+            verb: "get",
+            group: "",
+            resource: "pods",
+            subresource: "",
+            namespace: "ns",
+            name: "p",
+            path: "",
+        };
+        let allowed = || futures::executor::block_on(rbac.allows(&store, &user, &asked)).unwrap();
+        assert!(!allowed());
+        let binding = json!({"roleRef": {"kind": "ClusterRole", "name": "view"}, "subjects": [{"kind": "User", "name": "late"}]});
+        let key = format!("{PREFIX}rolebindings/ns/late");
+        futures::executor::block_on(store.txn(vec![Op::create(key.clone(), binding.to_string())]))
+            .unwrap();
+        assert!(allowed());
+        futures::executor::block_on(store.txn(vec![Op::remove(key)])).unwrap();
+        assert!(!allowed());
+    }
+}
