@@ -96,9 +96,17 @@ impl Sim {
     fn store(&mut self, kind: Kind, key: Key, mut object: Value) {
         self.version += 1;
         object["metadata"]["resourceVersion"] = json!(self.version.to_string());
-        let waits = object["metadata"]["finalizers"].as_array().is_some_and(|it| !it.is_empty());
-        let waits = waits || object["spec"]["finalizers"].as_array().is_some_and(|it| !it.is_empty());
-        let grace = object["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) > 0;
+        let waits = object["metadata"]["finalizers"]
+            .as_array()
+            .is_some_and(|it| !it.is_empty());
+        let waits = waits
+            || object["spec"]["finalizers"]
+                .as_array()
+                .is_some_and(|it| !it.is_empty());
+        let grace = object["metadata"]["deletionGracePeriodSeconds"]
+            .as_i64()
+            .unwrap_or(0)
+            > 0;
         if !object["metadata"]["deletionTimestamp"].is_null() && !waits && !grace {
             self.objects.remove(&(kind, key));
             self.tell(kind, Change::Gone(decode(kind, &object)));
@@ -127,36 +135,63 @@ impl Sim {
     }
 
     pub(crate) fn list(&self, kind: Kind) -> Vec<&Value> {
-        self.objects.iter().filter(|((it, _), _)| *it == kind).map(|(_, object)| object).collect()
+        self.objects
+            .iter()
+            .filter(|((it, _), _)| *it == kind)
+            .map(|(_, object)| object)
+            .collect()
     }
 
-    pub(crate) fn edit(&mut self, kind: Kind, namespace: &str, name: &str, edit: impl FnOnce(&mut Value)) {
+    pub(crate) fn edit(
+        &mut self,
+        kind: Kind,
+        namespace: &str,
+        name: &str,
+        edit: impl FnOnce(&mut Value),
+    ) {
         let mut object = self.get(kind, namespace, name).unwrap().clone();
         edit(&mut object);
         self.put(kind, object);
     }
 
-    pub(crate) fn delete(&mut self, kind: Kind, namespace: &str, name: &str, propagation: Propagation) {
+    pub(crate) fn delete(
+        &mut self,
+        kind: Kind,
+        namespace: &str,
+        name: &str,
+        propagation: Propagation,
+    ) {
         let target = Target::new(kind, namespace, name);
-        self.delete_target(&target, None, Some(propagation)).unwrap();
+        self.delete_target(&target, None, Some(propagation))
+            .unwrap();
     }
 
     /// Delivers one pending event, if there is one.
     pub(crate) fn deliver(&mut self) -> bool {
-        let kinds: Vec<Kind> =
-            self.pending.iter().filter(|(_, it)| !it.is_empty()).map(|(kind, _)| *kind).collect();
+        let kinds: Vec<Kind> = self
+            .pending
+            .iter()
+            .filter(|(_, it)| !it.is_empty())
+            .map(|(kind, _)| *kind)
+            .collect();
         if kinds.is_empty() {
             return false;
         }
         let pick = self.order.pop_front().unwrap_or(0) % kinds.len();
-        let change = self.pending.get_mut(&kinds[pick]).and_then(VecDeque::pop_front).unwrap();
+        let change = self
+            .pending
+            .get_mut(&kinds[pick])
+            .and_then(VecDeque::pop_front)
+            .unwrap();
         self.brain.observe(change, self.now());
         true
     }
 
     /// Runs one job, if there is one.
     pub(crate) fn work(&mut self) -> bool {
-        let Some(job) = self.brain.next_job(self.now()) else { return false };
+        let Some(job) = self.brain.next_job(self.now()) else {
+            return false;
+        };
         self.carry_out(job);
         true
     }
@@ -166,11 +201,20 @@ impl Sim {
         let mut failure = None;
         for write in job.writes.clone() {
             self.writes += 1;
-            assert!(self.writes < 20_000, "the controllers do not come to rest: {} {}", job.key, job.controller.label());
+            assert!(
+                self.writes < 20_000,
+                "the controllers do not come to rest: {} {}",
+                job.key,
+                job.controller.label()
+            );
             match self.write(&write) {
                 Ok(answer) => answers.push(answer),
                 Err((code, message)) => {
-                    failure = Some(Failure { benign: code == 409, refused: true, message });
+                    failure = Some(Failure {
+                        benign: code == 409,
+                        refused: true,
+                        message,
+                    });
                     break;
                 }
             }
@@ -194,25 +238,51 @@ impl Sim {
 
     fn write(&mut self, write: &Write) -> Result<Answer, Refused> {
         match write {
-            Write::Create { kind, namespace, object, announce } => {
+            Write::Create {
+                kind,
+                namespace,
+                object,
+                announce,
+            } => {
                 let result = self.create(*kind, namespace, object);
                 if let Some(announce) = announce {
-                    let note = if result.is_ok() { &announce.done } else { &announce.failed };
+                    let note = if result.is_ok() {
+                        &announce.done
+                    } else {
+                        &announce.failed
+                    };
                     self.notes.extend(note.clone());
                 }
                 result
             }
-            Write::Patch { target, how, body, .. } => self.patch(target, *how, body),
-            Write::Delete { target, uid, grace_seconds, propagation, announce } => {
+            Write::Patch {
+                target, how, body, ..
+            } => self.patch(target, *how, body),
+            Write::Delete {
+                target,
+                uid,
+                grace_seconds,
+                propagation,
+                announce,
+            } => {
                 if let Some(note) = announce.as_ref().and_then(|it| it.done.clone()) {
                     self.notes.push(note);
                 }
                 let _ = grace_seconds;
                 self.delete_target(target, Some(uid), *propagation)
             }
-            Write::Bind { namespace, pod, node, .. } => {
+            Write::Bind {
+                namespace,
+                pod,
+                node,
+                ..
+            } => {
                 let key = (Kind::Pod, Key::new(namespace, pod));
-                let mut object = self.objects.get(&key).cloned().ok_or((404, "pod".to_owned()))?;
+                let mut object = self
+                    .objects
+                    .get(&key)
+                    .cloned()
+                    .ok_or((404, "pod".to_owned()))?;
                 if !object["spec"]["nodeName"].is_null() {
                     return Err((409, format!("pod {pod} is already assigned")));
                 }
@@ -232,7 +302,10 @@ impl Sim {
                     self.get(kind, &target.namespace, &target.name)
                         .is_some_and(|object| object["metadata"]["uid"] == **uid)
                 });
-                Ok(Answer::Owner { uid: uid.clone(), present })
+                Ok(Answer::Owner {
+                    uid: uid.clone(),
+                    present,
+                })
             }
             Write::EmptyNamespace { uid, .. } => Ok(Answer::Emptied {
                 uid: uid.clone(),
@@ -254,7 +327,10 @@ impl Sim {
         }
         let mut object = object.clone();
         if object["metadata"]["name"].is_null() {
-            let prefix = object["metadata"]["generateName"].as_str().unwrap().to_owned();
+            let prefix = object["metadata"]["generateName"]
+                .as_str()
+                .unwrap()
+                .to_owned();
             object["metadata"]["name"] = json!(format!("{prefix}{}", self.version));
         }
         object["metadata"]["namespace"] = json!(namespace);
@@ -295,7 +371,9 @@ impl Sim {
         Ok(self
             .objects
             .get(&(kind, key))
-            .map_or(Answer::Nothing, |object| Answer::Changed(decode(kind, object))))
+            .map_or(Answer::Nothing, |object| {
+                Answer::Changed(decode(kind, object))
+            }))
     }
 
     fn delete_target(
@@ -325,7 +403,10 @@ impl Sim {
             _ => None,
         };
         if let Some(finalizer) = finalizer {
-            let mut list = object["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
+            let mut list = object["metadata"]["finalizers"]
+                .as_array()
+                .cloned()
+                .unwrap_or_default();
             if !list.contains(&json!(finalizer)) {
                 list.push(json!(finalizer));
             }
@@ -369,7 +450,10 @@ fn merge(into: &mut Value, patch: &Value, how: PatchKind) {
 
 fn key_of(object: &Value) -> Key {
     let meta = &object["metadata"];
-    Key::new(meta["namespace"].as_str().unwrap_or_default(), meta["name"].as_str().unwrap())
+    Key::new(
+        meta["namespace"].as_str().unwrap_or_default(),
+        meta["name"].as_str().unwrap(),
+    )
 }
 
 fn decode(kind: Kind, object: &Value) -> Object {

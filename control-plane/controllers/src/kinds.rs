@@ -7,7 +7,9 @@ use k8s_openapi::api::apps::v1::{
 };
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Namespace, Node, PersistentVolumeClaim, Pod, Service, ServiceAccount,
+};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
@@ -142,6 +144,7 @@ kinds! {
     StatefulSet stateful_sets "/apis/apps/v1" "apps/v1" "statefulsets" true;
     DaemonSet daemon_sets "/apis/apps/v1" "apps/v1" "daemonsets" true;
     ControllerRevision revisions "/apis/apps/v1" "apps/v1" "controllerrevisions" true;
+    PersistentVolumeClaim claims "/api/v1" "v1" "persistentvolumeclaims" true;
     Job jobs "/apis/batch/v1" "batch/v1" "jobs" true;
 }
 
@@ -224,4 +227,5 @@ impl Trim for Deployment {}
 impl Trim for StatefulSet {}
 impl Trim for DaemonSet {}
 impl Trim for ControllerRevision {}
+impl Trim for PersistentVolumeClaim {}
 impl Trim for Job {}

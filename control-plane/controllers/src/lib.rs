@@ -14,10 +14,12 @@
 //! than its own last write, which is what upstream's "expectations" are for.
 
 pub mod config;
+mod daemonset;
 mod deployment;
 mod endpointslice;
 pub mod engine;
 mod gc;
+mod job;
 mod kinds;
 mod meta;
 mod namespace;
@@ -26,6 +28,7 @@ mod note;
 mod resources;
 mod schedule;
 mod serviceaccount;
+mod statefulset;
 mod view;
 mod workload;
 mod write;

@@ -52,10 +52,14 @@ impl Note {
         self
     }
 
-    /// The same note with more text at its end.
+    /// The same note with more text: in the place of `{}`, or at its end.
     pub(crate) fn with(&self, text: &str) -> Self {
         let mut note = self.clone();
-        note.message.push_str(text);
+        if note.message.contains("{}") {
+            note.message = note.message.replace("{}", text);
+        } else {
+            note.message.push_str(text);
+        }
         note
     }
 }

@@ -15,6 +15,7 @@ use crate::kinds::Kind;
 use crate::meta;
 use crate::note::Note;
 use crate::view::Now;
+use crate::workload::template_hash;
 use crate::write::{Announce, PatchKind, Plan, Target, Write};
 
 const REVISION: &str = "deployment.kubernetes.io/revision";
@@ -265,26 +266,4 @@ pub(super) fn sizes(rollout: &Rollout<'_>) -> Map<String, Value> {
         (DESIRED_REPLICAS.to_owned(), json!(desired.to_string())),
         (MAX_REPLICAS.to_owned(), json!(most.to_string())),
     ])
-}
-
-/// A short name for a template: FNV-1a over its canonical JSON, in letters that form no words.
-pub(super) fn template_hash(template: &PodTemplateSpec, collisions: Option<i32>) -> String {
-    let mut text = meta::to_value(template).to_string();
-    if let Some(collisions) = collisions {
-        text.push_str(&collisions.to_string());
-    }
-    let mut hash: u32 = 0x811c_9dc5;
-    for byte in text.bytes() {
-        hash ^= u32::from(byte);
-        hash = hash.wrapping_mul(0x0100_0193);
-    }
-    safe_encode(&hash.to_string())
-}
-
-/// Upstream's alphabet for generated names: no vowels, so no words; no 0, 1 and 3.
-fn safe_encode(text: &str) -> String {
-    const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-    text.bytes()
-        .map(|byte| char::from(LETTERS[usize::from(byte) % LETTERS.len()]))
-        .collect()
 }

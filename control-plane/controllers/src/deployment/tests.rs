@@ -1,10 +1,10 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::revision::template_hash;
 use crate::config::Config;
 use crate::fake::{Sim, deployment, node};
 use crate::kinds::Kind;
+use crate::workload::template_hash;
 
 fn sim(replicas: i32) -> Sim {
     let mut sim = Sim::new(Config::default());
@@ -21,8 +21,14 @@ fn get(sim: &Sim) -> Value {
 
 fn condition(sim: &Sim, kind: &str) -> Value {
     let deployment = get(sim);
-    let conditions = deployment["status"]["conditions"].as_array().cloned().unwrap_or_default();
-    conditions.into_iter().find(|it| it["type"] == kind).unwrap_or(Value::Null)
+    let conditions = deployment["status"]["conditions"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    conditions
+        .into_iter()
+        .find(|it| it["type"] == kind)
+        .unwrap_or(Value::Null)
 }
 
 fn set_image(sim: &mut Sim, image: &str) {
@@ -38,7 +44,10 @@ fn sets(sim: &Sim) -> Vec<(i64, i64)> {
         .iter()
         .map(|set| {
             let revision = &set["metadata"]["annotations"]["deployment.kubernetes.io/revision"];
-            (revision.as_str().unwrap().parse().unwrap(), set["spec"]["replicas"].as_i64().unwrap())
+            (
+                revision.as_str().unwrap().parse().unwrap(),
+                set["spec"]["replicas"].as_i64().unwrap(),
+            )
         })
         .collect();
     sets.sort_unstable();
@@ -57,19 +66,44 @@ fn three_replicas_land_on_three_nodes() {
     nodes.sort();
     assert_eq!(nodes, ["n1", "n2", "n3"]);
     let status = &get(&sim)["status"];
-    for count in ["replicas", "updatedReplicas", "readyReplicas", "availableReplicas"] {
+    for count in [
+        "replicas",
+        "updatedReplicas",
+        "readyReplicas",
+        "availableReplicas",
+    ] {
         assert_eq!(status[count], 3, "{count}");
     }
     assert!(status["unavailableReplicas"].is_null());
     assert_eq!(condition(&sim, "Available")["status"], "True");
-    assert_eq!(condition(&sim, "Progressing")["reason"], "NewReplicaSetAvailable");
-    assert_eq!(get(&sim)["metadata"]["annotations"]["deployment.kubernetes.io/revision"], "1");
+    assert_eq!(
+        condition(&sim, "Progressing")["reason"],
+        "NewReplicaSetAvailable"
+    );
+    assert_eq!(
+        get(&sim)["metadata"]["annotations"]["deployment.kubernetes.io/revision"],
+        "1"
+    );
     let set = sim.list(Kind::ReplicaSet)[0].clone();
     let hash = &set["metadata"]["labels"]["pod-template-hash"];
-    assert_eq!(set["metadata"]["name"], format!("web-{}", hash.as_str().unwrap()));
-    assert_eq!(set["spec"]["selector"]["matchLabels"]["pod-template-hash"], *hash);
+    assert_eq!(
+        set["metadata"]["name"],
+        format!("web-{}", hash.as_str().unwrap())
+    );
+    assert_eq!(
+        set["spec"]["selector"]["matchLabels"]["pod-template-hash"],
+        *hash
+    );
     let said: Vec<&str> = sim.notes.iter().map(|note| note.message.as_str()).collect();
-    assert!(said.contains(&format!("Scaled up replica set {} from 0 to 3", set["metadata"]["name"].as_str().unwrap()).as_str()));
+    assert!(
+        said.contains(
+            &format!(
+                "Scaled up replica set {} from 0 to 3",
+                set["metadata"]["name"].as_str().unwrap()
+            )
+            .as_str()
+        )
+    );
 }
 
 #[test]
@@ -79,16 +113,29 @@ fn a_new_template_rolls_out_within_its_limits() {
     set_image(&mut sim, "sample:2");
     let mut steps = 0;
     while sim.deliver() || sim.work() || sim.kubelets() {
-        let ready = sim.list(Kind::Pod).iter().filter(|pod| pod["status"]["phase"] == "Running").count();
+        let ready = sim
+            .list(Kind::Pod)
+            .iter()
+            .filter(|pod| pod["status"]["phase"] == "Running")
+            .count();
         let wanted: i64 = sets(&sim).iter().map(|(_, replicas)| replicas).sum();
-        assert!(ready >= 3, "{ready} of 4 pods are ready with 25 % unavailable");
+        assert!(
+            ready >= 3,
+            "{ready} of 4 pods are ready with 25 % unavailable"
+        );
         assert!(wanted <= 5, "{wanted} pods with 25 % surge");
         steps += 1;
     }
     assert!(steps > 10);
     assert_eq!(sets(&sim), [(1, 0), (2, 4)]);
-    assert_eq!(get(&sim)["metadata"]["annotations"]["deployment.kubernetes.io/revision"], "2");
-    assert_eq!(condition(&sim, "Progressing")["reason"], "NewReplicaSetAvailable");
+    assert_eq!(
+        get(&sim)["metadata"]["annotations"]["deployment.kubernetes.io/revision"],
+        "2"
+    );
+    assert_eq!(
+        condition(&sim, "Progressing")["reason"],
+        "NewReplicaSetAvailable"
+    );
     assert_eq!(get(&sim)["status"]["observedGeneration"], 2);
 }
 
@@ -101,9 +148,15 @@ fn going_back_gives_the_old_set_a_new_revision() {
     set_image(&mut sim, "sample:1");
     sim.settle_with_kubelets();
     assert_eq!(sets(&sim), [(2, 0), (3, 2)]);
-    let set = sim.list(Kind::ReplicaSet).into_iter().find(|set| set["spec"]["replicas"] == 2);
+    let set = sim
+        .list(Kind::ReplicaSet)
+        .into_iter()
+        .find(|set| set["spec"]["replicas"] == 2);
     let annotations = &set.unwrap()["metadata"]["annotations"];
-    assert_eq!(annotations["deployment.kubernetes.io/revision-history"], "1");
+    assert_eq!(
+        annotations["deployment.kubernetes.io/revision-history"],
+        "1"
+    );
 }
 
 #[test]
@@ -144,14 +197,20 @@ fn recreate_has_no_two_versions_at_a_time() {
 fn paused_deployments_scale_but_do_not_roll() {
     let mut sim = sim(2);
     sim.settle_with_kubelets();
-    sim.edit(Kind::Deployment, "default", "web", |it| it["spec"]["paused"] = json!(true));
+    sim.edit(Kind::Deployment, "default", "web", |it| {
+        it["spec"]["paused"] = json!(true)
+    });
     sim.settle_with_kubelets();
     assert_eq!(condition(&sim, "Progressing")["reason"], "DeploymentPaused");
     set_image(&mut sim, "sample:2");
-    sim.edit(Kind::Deployment, "default", "web", |it| it["spec"]["replicas"] = json!(3));
+    sim.edit(Kind::Deployment, "default", "web", |it| {
+        it["spec"]["replicas"] = json!(3)
+    });
     sim.settle_with_kubelets();
     assert_eq!(sets(&sim), [(1, 3)]);
-    sim.edit(Kind::Deployment, "default", "web", |it| it["spec"]["paused"] = json!(false));
+    sim.edit(Kind::Deployment, "default", "web", |it| {
+        it["spec"]["paused"] = json!(false)
+    });
     sim.settle_with_kubelets();
     assert_eq!(sets(&sim), [(1, 0), (2, 3)]);
 }
@@ -165,11 +224,17 @@ fn no_progress_for_too_long_is_told() {
     sim.settle();
     assert_eq!(condition(&sim, "Progressing")["status"], "True");
     sim.pass(15);
-    assert_eq!(condition(&sim, "Progressing")["reason"], "ProgressDeadlineExceeded");
+    assert_eq!(
+        condition(&sim, "Progressing")["reason"],
+        "ProgressDeadlineExceeded"
+    );
     assert_eq!(condition(&sim, "Progressing")["status"], "False");
     sim.put(Kind::Node, node("n1"));
     sim.settle_with_kubelets();
-    assert_eq!(condition(&sim, "Progressing")["reason"], "NewReplicaSetAvailable");
+    assert_eq!(
+        condition(&sim, "Progressing")["reason"],
+        "NewReplicaSetAvailable"
+    );
 }
 
 #[test]
@@ -181,7 +246,9 @@ fn scaling_during_a_rollout_shares_the_difference() {
     sim.settle();
     let before = sets(&sim);
     assert_eq!(before, [(1, 8), (2, 5)]);
-    sim.edit(Kind::Deployment, "default", "web", |it| it["spec"]["replicas"] = json!(20));
+    sim.edit(Kind::Deployment, "default", "web", |it| {
+        it["spec"]["replicas"] = json!(20)
+    });
     sim.settle();
     let total: i64 = sets(&sim).iter().map(|(_, replicas)| replicas).sum();
     assert_eq!(total, 25);
@@ -196,8 +263,14 @@ fn copies_annotations_but_not_its_own() {
     });
     sim.settle_with_kubelets();
     let set = sim.list(Kind::ReplicaSet)[0].clone();
-    assert_eq!(set["metadata"]["annotations"]["kubernetes.io/change-cause"], "first");
-    assert_eq!(set["metadata"]["annotations"]["deployment.kubernetes.io/desired-replicas"], "1");
+    assert_eq!(
+        set["metadata"]["annotations"]["kubernetes.io/change-cause"],
+        "first"
+    );
+    assert_eq!(
+        set["metadata"]["annotations"]["deployment.kubernetes.io/desired-replicas"],
+        "1"
+    );
 }
 
 #[test]
@@ -206,7 +279,11 @@ fn the_hash_is_stable_and_depends_on_collisions() {
     let hash = template_hash(&template, None);
     assert_eq!(hash, template_hash(&template, None));
     assert_ne!(hash, template_hash(&template, Some(1)));
-    assert!(hash.bytes().all(|byte| b"bcdfghjklmnpqrstvwxz2456789".contains(&byte)), "{hash}");
+    assert!(
+        hash.bytes()
+            .all(|byte| b"bcdfghjklmnpqrstvwxz2456789".contains(&byte)),
+        "{hash}"
+    );
 }
 
 proptest! {

@@ -10,8 +10,8 @@ use crate::kinds::{Kind, Object, Touch};
 use crate::resources::ResourceInfo;
 use crate::view::{Key, Now, Remaining, View};
 use crate::write::{Plan, Write};
-use crate::{deployment, endpointslice, gc, meta, namespace, node, schedule};
-use crate::{serviceaccount, workload};
+use crate::{daemonset, deployment, endpointslice, gc, job, meta, namespace, node, schedule};
+use crate::{serviceaccount, statefulset, workload};
 
 use super::queue::Queue;
 
@@ -52,6 +52,9 @@ controllers! {
     Scheduler "scheduler" 64 schedule::controller;
     ReplicaSet "replicaset" 8 workload::replicaset;
     Deployment "deployment" 8 deployment;
+    StatefulSet "statefulset" 8 statefulset;
+    DaemonSet "daemonset" 8 daemonset;
+    Job "job" 8 job;
     EndpointSlice "endpointslice" 16 endpointslice;
     ServiceAccount "serviceaccount" 8 serviceaccount;
     Namespace "namespace" 4 namespace;

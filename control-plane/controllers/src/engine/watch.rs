@@ -70,7 +70,13 @@ pub(crate) fn spawn(tasks: &mut JoinSet<()>, client: &Client, changes: &mpsc::Se
         ReplicaSet,
         Deployment
     );
-    all!(StatefulSet, DaemonSet, ControllerRevision, Job);
+    all!(
+        StatefulSet,
+        DaemonSet,
+        ControllerRevision,
+        Job,
+        PersistentVolumeClaim
+    );
     let leases = Api::namespaced(client.clone(), LEASE_NAMESPACE);
     let config = watcher::Config::default();
     tasks.spawn(typed(

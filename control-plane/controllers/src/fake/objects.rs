@@ -1,9 +1,13 @@
 //! Objects for tests, and the kubelet's part in a [`Sim`].
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use super::{Sim, stamp};
+use crate::engine::brain::Change;
 use crate::kinds::Kind;
+use crate::resources::ResourceInfo;
 
 /// A node that is ready, with room for a few pods.
 pub(crate) fn node(name: &str) -> Value {
@@ -70,12 +74,29 @@ pub(crate) fn service(name: &str) -> Value {
 }
 
 impl Sim {
+    /// Tells the brain what discovery would.
+    pub(crate) fn know_resources(&mut self) {
+        let resources = Kind::ALL
+            .iter()
+            .map(|kind| ResourceInfo {
+                api_version: kind.api_version().to_owned(),
+                kind: kind.name().to_owned(),
+                plural: kind.plural().to_owned(),
+                namespaced: kind.namespaced(),
+                verbs: ["list", "watch", "delete"].map(str::to_owned).to_vec(),
+            })
+            .collect();
+        let now = self.now();
+        self.brain
+            .observe(Change::Resources(Arc::new(resources)), now);
+    }
+
     /// What kubelets do: pods with a node run and become ready, deleted ones end.
     pub(crate) fn kubelets(&mut self) -> bool {
         let mut acted = false;
         let pods: Vec<Value> = self.list(Kind::Pod).into_iter().cloned().collect();
         for (index, mut pod) in pods.into_iter().enumerate() {
-            if pod["spec"]["nodeName"].is_null() || pod["status"]["phase"] == "Running" {
+            if pod["spec"]["nodeName"].is_null() || !pod["status"]["phase"].is_null() {
                 continue;
             }
             pod["status"] = json!({

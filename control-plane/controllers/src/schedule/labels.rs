@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Pod};
+use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec};
 
 type Labels = BTreeMap<String, String>;
 
@@ -14,17 +14,30 @@ pub(super) fn matches_simple(selector: Option<&Labels>, labels: &Labels) -> bool
         .all(|(key, value)| labels.get(key) == Some(value))
 }
 
+/// Both kinds of node selector of a pod.
+pub(crate) fn matches_node(spec: &PodSpec, node: &Node) -> bool {
+    static NONE: Labels = Labels::new();
+    let labels = node.metadata.labels.as_ref().unwrap_or(&NONE);
+    let name = node.metadata.name.as_deref().unwrap_or_default();
+    matches_simple(spec.node_selector.as_ref(), labels) && matches_affinity(spec, name, labels)
+}
+
 /// `requiredDuringSchedulingIgnoredDuringExecution` of the node affinity: one of its terms.
 pub(super) fn matches_required(pod: &Pod, node: &str, labels: &Labels) -> bool {
-    let required = pod
-        .spec
+    pod.spec
         .as_ref()
-        .and_then(|spec| spec.affinity.as_ref()?.node_affinity.as_ref())
-        .and_then(|affinity| {
-            affinity
-                .required_during_scheduling_ignored_during_execution
-                .as_ref()
-        });
+        .is_none_or(|spec| matches_affinity(spec, node, labels))
+}
+
+fn matches_affinity(spec: &PodSpec, node: &str, labels: &Labels) -> bool {
+    let affinity = spec
+        .affinity
+        .as_ref()
+        .and_then(|affinity| affinity.node_affinity.as_ref());
+    let required = affinity.and_then(|it| {
+        it.required_during_scheduling_ignored_during_execution
+            .as_ref()
+    });
     required.is_none_or(|selector| {
         selector
             .node_selector_terms

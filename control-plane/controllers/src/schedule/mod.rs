@@ -11,6 +11,7 @@ mod spread;
 pub(crate) mod state;
 
 pub(crate) use filter::tolerates;
+pub(crate) use labels::matches_node;
 pub(crate) use state::{PodInfo, State};
 
 use std::collections::BTreeMap;

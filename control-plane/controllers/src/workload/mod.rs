@@ -1,6 +1,7 @@
 //! What controllers of pods share: which objects are theirs, how a pod is made from a template, which pods go first.
 
 pub(crate) mod replicaset;
+pub(crate) mod revisions;
 
 use std::sync::Arc;
 
@@ -217,4 +218,26 @@ pub(crate) fn rank_for_deletion(pods: &mut [Arc<Pod>], crowd: impl Fn(&Pod) -> u
 /// The message of the last failed run of a controller for this key.
 pub(crate) fn last_failure<'a>(view: &'a View, label: &'static str, key: &Key) -> Option<&'a str> {
     view.failures.get(&(label, key.clone())).map(String::as_str)
+}
+
+/// A short name for a template: FNV-1a over its canonical JSON, in letters that form no words.
+pub(crate) fn template_hash(template: &PodTemplateSpec, collisions: Option<i32>) -> String {
+    let mut text = meta::to_value(template).to_string();
+    if let Some(collisions) = collisions {
+        text.push_str(&collisions.to_string());
+    }
+    let mut hash: u32 = 0x811c_9dc5;
+    for byte in text.bytes() {
+        hash ^= u32::from(byte);
+        hash = hash.wrapping_mul(0x0100_0193);
+    }
+    safe_encode(&hash.to_string())
+}
+
+/// Upstream's alphabet for generated names: no vowels, so no words; no 0, 1 and 3.
+fn safe_encode(text: &str) -> String {
+    const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+    text.bytes()
+        .map(|byte| char::from(LETTERS[usize::from(byte) % LETTERS.len()]))
+        .collect()
 }

@@ -23,12 +23,19 @@ fn makes_pods_with_labels_and_owner() {
     let pod = sim.list(Kind::Pod)[0].clone();
     let set = sim.get(Kind::ReplicaSet, "default", "web").unwrap();
     assert_eq!(pod["metadata"]["labels"], json!({"app": "web"}));
-    assert_eq!(pod["metadata"]["ownerReferences"][0]["uid"], set["metadata"]["uid"]);
+    assert_eq!(
+        pod["metadata"]["ownerReferences"][0]["uid"],
+        set["metadata"]["uid"]
+    );
     assert_eq!(pod["metadata"]["ownerReferences"][0]["controller"], true);
     assert_eq!(set["status"]["replicas"], 3);
     assert_eq!(set["status"]["fullyLabeledReplicas"], 3);
     assert_eq!(set["status"]["observedGeneration"], 1);
-    let made = sim.notes.iter().filter(|note| note.reason == "SuccessfulCreate").count();
+    let made = sim
+        .notes
+        .iter()
+        .filter(|note| note.reason == "SuccessfulCreate")
+        .count();
     assert_eq!(made, 3);
 }
 
@@ -58,7 +65,9 @@ fn adopts_matching_orphans_and_releases_others() {
         sim.get(Kind::Pod, "default", "orphan").unwrap()["metadata"]["ownerReferences"].clone()
     };
     assert_eq!(owners(&sim)[0]["name"], "web");
-    sim.edit(Kind::Pod, "default", "orphan", |pod| pod["metadata"]["labels"] = json!({"app": "x"}));
+    sim.edit(Kind::Pod, "default", "orphan", |pod| {
+        pod["metadata"]["labels"] = json!({"app": "x"})
+    });
     sim.settle();
     assert!(owners(&sim).is_null());
     assert_eq!(pods(&sim), 3);
@@ -70,14 +79,22 @@ fn removes_the_least_useful_pods_first() {
     sim.put(Kind::Node, node("n1"));
     sim.put(Kind::ReplicaSet, replica_set("web", 3));
     sim.settle_with_kubelets();
-    let name = sim.list(Kind::Pod)[1]["metadata"]["name"].as_str().unwrap().to_owned();
+    let name = sim.list(Kind::Pod)[1]["metadata"]["name"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     sim.edit(Kind::Pod, "default", &name, |pod| {
         pod["status"]["conditions"][0]["status"] = json!("False");
     });
-    sim.edit(Kind::ReplicaSet, "default", "web", |set| set["spec"]["replicas"] = json!(2));
+    sim.edit(Kind::ReplicaSet, "default", "web", |set| {
+        set["spec"]["replicas"] = json!(2)
+    });
     sim.settle();
     assert_eq!(pods(&sim), 2);
-    assert!(sim.get(Kind::Pod, "default", &name).is_none(), "the pod that is not ready");
+    assert!(
+        sim.get(Kind::Pod, "default", &name).is_none(),
+        "the pod that is not ready"
+    );
 }
 
 #[test]
@@ -94,9 +111,7 @@ fn a_failed_creation_is_told_and_tried_again() {
     sim.refuse = None;
     sim.pass(60);
     assert_eq!(pods(&sim), 1);
-    assert!(
-        sim.get(Kind::ReplicaSet, "default", "web").unwrap()["status"]["conditions"].is_null()
-    );
+    assert!(sim.get(Kind::ReplicaSet, "default", "web").unwrap()["status"]["conditions"].is_null());
 }
 
 #[test]
@@ -104,8 +119,13 @@ fn a_finished_pod_is_replaced() {
     let mut sim = sim();
     sim.put(Kind::ReplicaSet, replica_set("web", 1));
     sim.settle();
-    let name = sim.list(Kind::Pod)[0]["metadata"]["name"].as_str().unwrap().to_owned();
-    sim.edit(Kind::Pod, "default", &name, |pod| pod["status"] = json!({"phase": "Failed"}));
+    let name = sim.list(Kind::Pod)[0]["metadata"]["name"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    sim.edit(Kind::Pod, "default", &name, |pod| {
+        pod["status"] = json!({"phase": "Failed"})
+    });
     sim.settle();
     assert_eq!(pods(&sim), 2);
 }
