@@ -1,3 +1,5 @@
+//! Rows for the allocator, and the property that no address is leased twice.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! The files of leases: whole or not at all, also when many write at once.
+
 use std::net::IpAddr;
 use std::thread;
 

@@ -1,3 +1,5 @@
+//! Plans and results as golden texts.
+
 use expect_test::{Expect, expect};
 use linux::link::{Link, Port};
 use serde_json::{Value, json};

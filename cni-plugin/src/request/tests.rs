@@ -1,3 +1,5 @@
+//! Rows for what is read, and for what is said of what is wrong.
+
 use std::collections::BTreeMap;
 
 use serde_json::json;

@@ -1,3 +1,5 @@
+//! The verbs on a node in memory, with a failure at every change.
+
 use std::path::Path;
 
 use linux::fake::{Failing, FakeHost, FakeKernel};

@@ -1,3 +1,5 @@
+//! Rows for results, errors and lists.
+
 use serde_json::{Map, json};
 
 use super::*;

@@ -1,3 +1,5 @@
+//! The fake applies, and fails when asked to.
+
 use super::*;
 use crate::addr::Addr;
 use crate::host::Host;

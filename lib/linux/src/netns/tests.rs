@@ -1,3 +1,5 @@
+//! Namespaces of the real kernel.
+
 use super::*;
 
 /// Says so and is true when the test cannot run.
