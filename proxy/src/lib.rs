@@ -1,1 +1,17 @@
-//! Placeholder; the crate's owner writes this page.
+//! The service proxy of a node: from Services and EndpointSlices to rules in the kernel.
+//!
+//! ```text
+//! watch -> store -> model -> decide -> backend::plan -> diff -> apply
+//! ```
+
+pub mod backend;
+pub mod config;
+pub mod health;
+pub mod manifests;
+pub mod metrics;
+pub mod model;
+pub mod node;
+pub mod run;
+pub mod store;
+pub mod sync;
+pub mod watch;

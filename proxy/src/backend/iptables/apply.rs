@@ -1,0 +1,222 @@
+//! The doing: one family's rules in the kernel, through `iptables-restore`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use linux::iptables::Iptables;
+
+use super::desired::Desired;
+use super::diff::{self, Change, Known, Seen};
+use super::observe::{self, Observed};
+use super::render::render;
+use super::rule::{ChainRef, Rule, Table};
+use crate::model::{Decision, PortName};
+
+/// Where rules are kept: the kernel, or a fake.
+pub trait Rules {
+    /// All tables, as `iptables-save` prints them.
+    ///
+    /// # Errors
+    /// The program's words.
+    fn save(&mut self) -> linux::Result<String>;
+
+    /// Applies text for `iptables-restore --noflush`.
+    ///
+    /// # Errors
+    /// The program's words. Tables before the one that failed are changed.
+    fn restore(&mut self, text: &str) -> linux::Result<()>;
+}
+
+impl Rules for Iptables {
+    fn save(&mut self) -> linux::Result<String> {
+        // Table by table: listing all would make legacy kernels load tables that nobody uses.
+        let mut text = String::new();
+        for table in Table::ALL {
+            text.push_str(&Self::save(self, Some(table.name()))?);
+        }
+        Ok(text)
+    }
+
+    fn restore(&mut self, text: &str) -> linux::Result<()> {
+        Self::restore(self, text)
+    }
+}
+
+/// What one sync did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Chains written.
+    pub chains: usize,
+    /// Rules in them.
+    pub rules: usize,
+    /// Chains deleted.
+    pub deleted: usize,
+    /// All chains were compared.
+    pub full: bool,
+}
+
+/// One family's rules.
+pub struct Plane<R> {
+    rules: R,
+    desired: Desired,
+    /// `None`: to be observed, since a write failed or someone changed our rules.
+    seen: Option<Seen>,
+}
+
+impl<R: Rules> Plane<R> {
+    /// Without any service yet; the first [`Plane::sync`] takes over what is in the kernel.
+    pub fn new(rules: R, desired: Desired) -> Self {
+        Self {
+            rules,
+            desired,
+            seen: None,
+        }
+    }
+
+    /// What is wanted.
+    pub fn desired(&self) -> &Desired {
+        &self.desired
+    }
+
+    /// Starts over with other settings; services are to be set again.
+    pub fn replace(&mut self, desired: Desired) {
+        self.desired = desired;
+        self.seen = None;
+    }
+
+    /// Sets service ports; nothing is written yet.
+    pub fn set<'a>(
+        &mut self,
+        ports: impl IntoIterator<Item = (&'a PortName, Option<&'a Arc<Decision>>)>,
+    ) {
+        for (name, decision) in ports {
+            self.desired.set(name, decision.map(AsRef::as_ref));
+        }
+    }
+
+    /// The next sync looks at the kernel and compares everything.
+    pub fn distrust(&mut self) {
+        self.seen = None;
+    }
+
+    /// Makes the kernel's rules what is wanted.
+    ///
+    /// # Errors
+    /// The program's words; the next call compares everything.
+    pub fn sync(&mut self) -> linux::Result<Report> {
+        let (change, mut seen, full) = match self.seen.take() {
+            Some(seen) => (
+                diff::touched(self.desired.take_touched(), &seen),
+                seen,
+                false,
+            ),
+            None => {
+                let seen = self.observe()?;
+                self.desired.take_touched();
+                (diff::full(&self.desired, &seen), seen, true)
+            }
+        };
+        let report = report(&change, full);
+        self.write(change, &mut seen)?;
+        self.seen = Some(seen);
+        Ok(report)
+    }
+
+    fn write(&mut self, change: Change, seen: &mut Seen) -> linux::Result<()> {
+        if change.is_empty() {
+            return Ok(());
+        }
+        let failed = match self.rules.restore(&render(&change)) {
+            Ok(()) => {
+                diff::applied(seen, &change);
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        if change.delete.is_empty() {
+            return Err(failed);
+        }
+        // A rule of someone else's may refer to a chain that goes. That must not keep the rest out.
+        let (writes, deletes) = change.split_deletes();
+        self.rules.restore(&render(&writes))?;
+        diff::applied(seen, &writes);
+        for chain in deletes.delete {
+            let one = Change {
+                delete: [chain.clone()].into(),
+                ..Change::default()
+            };
+            match self.rules.restore(&render(&one)) {
+                Ok(()) => diff::applied(seen, &one),
+                Err(error) => {
+                    let name = &chain.name;
+                    tracing::warn!(%error, "chain {name} stays, empty, until the next full sync");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn observe(&mut self) -> linux::Result<Seen> {
+        let observed = observe::parse(&self.rules.save()?);
+        let chains = observed.chains.into_keys();
+        Ok(Seen {
+            chains: chains.map(|chain| (chain, Known::Something)).collect(),
+            hooks: observed.hooks,
+        })
+    }
+
+    /// Whether the kernel's rules are thought to be known.
+    pub fn is_trusted(&self) -> bool {
+        self.seen.is_some()
+    }
+
+    /// Whether the kernel still has all our chains with as many rules as we wrote, and all hooks.
+    ///
+    /// # Errors
+    /// The program's words.
+    pub fn is_intact(&mut self) -> linux::Result<bool> {
+        if self.seen.is_none() {
+            return Ok(false);
+        }
+        let observed = observe::parse(&self.rules.save()?);
+        let wanted: BTreeMap<ChainRef, Vec<Rule>> = self.desired.chains();
+        Ok(intact(&wanted, &self.desired, &observed))
+    }
+
+    /// Takes away all that is ours, also of an earlier process or of kube-proxy.
+    ///
+    /// # Errors
+    /// The program's words.
+    pub fn cleanup(&mut self) -> linux::Result<()> {
+        self.seen = None;
+        let seen = self.observe()?;
+        let change = diff::cleanup(&seen);
+        if change.is_empty() {
+            return Ok(());
+        }
+        self.rules.restore(&render(&change))
+    }
+}
+
+fn intact(wanted: &BTreeMap<ChainRef, Vec<Rule>>, desired: &Desired, observed: &Observed) -> bool {
+    let chains = wanted
+        .iter()
+        .all(|(chain, rules)| observed.chains.get(chain) == Some(&rules.len()));
+    let hooks = desired.hooks().iter().all(|hook| {
+        hook.target().is_some_and(|target| {
+            observed
+                .hooks
+                .contains_key(&(hook.chain.clone(), target.clone()))
+        })
+    });
+    chains && hooks
+}
+
+fn report(change: &Change, full: bool) -> Report {
+    Report {
+        chains: change.write.len(),
+        rules: change.write.values().map(Vec::len).sum(),
+        deleted: change.delete.len(),
+        full,
+    }
+}

@@ -1,0 +1,167 @@
+//! The chains that are there whatever services exist, and the rules of ours in built-in chains.
+
+use std::collections::BTreeMap;
+
+use api::cidr::Family;
+
+use super::rule::{ChainName, ChainRef, Hook, Match, Rule, Table, Target, to};
+use super::{NodePortScope, Settings, names};
+
+/// Chains of a name of their own, without those in which a dispatch tree starts.
+pub fn chains(settings: &Settings) -> BTreeMap<ChainRef, Vec<Rule>> {
+    let mut chains = BTreeMap::new();
+    for table in Table::ALL {
+        chains.insert(ChainRef::new(table, names::CANARY), Vec::new());
+    }
+    let mut add = |table, name, rules| chains.insert(ChainRef::new(table, name), rules);
+    let bit = settings.mark;
+    add(
+        Table::Nat,
+        names::MARK_MASQ,
+        vec![Rule::new([], Target::SetMark(bit))],
+    );
+    let masquerade = Target::Masquerade {
+        random_fully: settings.random_fully,
+    };
+    add(
+        Table::Nat,
+        names::POSTROUTING,
+        vec![
+            Rule::new([Match::Marked { bit, not: true }], Target::Return),
+            // A packet that passes here twice (an overlay's outer packet keeps the mark) must not
+            // be masqueraded twice.
+            Rule::new([], Target::FlipMark(bit)),
+            Rule::new([], masquerade).comment("kubernetes service traffic requiring SNAT"),
+        ],
+    );
+    add(Table::Filter, names::FORWARD, forward(settings));
+    if settings.serves_localhost() {
+        add(Table::Filter, names::FIREWALL, vec![localnet_rule()]);
+    }
+    chains
+}
+
+fn forward(settings: &Settings) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    if settings.drop_invalid {
+        // Conntrack does not translate such a packet back, and its receiver would answer an
+        // unknown source with a reset that kills the connection.
+        rules.push(Rule::new([Match::StateInvalid], Target::Drop));
+    }
+    let marked = Match::Marked {
+        bit: settings.mark,
+        not: false,
+    };
+    rules.push(Rule::new([marked], Target::Accept).comment("kubernetes forwarding rules"));
+    rules.push(
+        Rule::new([Match::StateEstablished], Target::Accept)
+            .comment("kubernetes forwarding conntrack rule"),
+    );
+    rules
+}
+
+/// With `route_localnet` on, neighbours could send to 127.0.0.1; this keeps them out.
+fn localnet_rule() -> Rule {
+    let net = Family::V4.loopback();
+    Rule::new(
+        [
+            Match::Source { net, not: true },
+            Match::Destination { net, not: false },
+            Match::StateForeign,
+        ],
+        Target::Drop,
+    )
+    .comment("block incoming localnet connections")
+}
+
+/// The last rules of nat `KUBE-SERVICES`: what is no service address may be a node port.
+pub fn services_tail(settings: &Settings) -> Vec<Rule> {
+    const COMMENT: &str =
+        "kubernetes service nodeports; NOTE: this must be the last rule in this chain";
+    let node_ports = ChainName::new(names::NODEPORTS);
+    let dns = settings.dns_ips.iter().map(|ip| {
+        let comment = "cluster DNS addresses have no node ports";
+        Rule::new([to(*ip)], Target::Return).comment(comment)
+    });
+    let mut rules: Vec<Rule> = dns.collect();
+    match &settings.node_ports {
+        NodePortScope::All => {
+            let mut matches = Vec::new();
+            if !settings.serves_localhost() {
+                matches.push(Match::Destination {
+                    net: settings.family.loopback(),
+                    not: true,
+                });
+            }
+            matches.push(Match::DestinationIsLocal);
+            rules.push(Rule::jump(matches, &node_ports).comment(COMMENT));
+        }
+        NodePortScope::Only(ips) => {
+            let served = ips
+                .iter()
+                .filter(|ip| !ip.is_loopback() || settings.serves_localhost());
+            rules.extend(served.map(|ip| Rule::jump([to(*ip)], &node_ports).comment(COMMENT)));
+        }
+    }
+    rules
+}
+
+/// The last rule of filter `KUBE-EXTERNAL-SERVICES`.
+pub fn external_tail() -> Vec<Rule> {
+    let to = ChainName::new(names::EXTERNAL_NODEPORTS);
+    vec![Rule::jump([Match::DestinationIsLocal], &to).comment("node ports that cannot be served")]
+}
+
+/// Rules in built-in chains, in the order in which they are put in front of what is there.
+pub fn hooks(settings: &Settings) -> Vec<Hook> {
+    let new = || vec![Match::StateNew];
+    let mut hooks = Vec::new();
+    let mut add = |table, chain: &str, matches: Vec<Match>, to: &str, comment: &str| {
+        hooks.push(Hook {
+            chain: ChainRef::new(table, chain),
+            rule: Rule::jump(matches, &ChainName::new(to)).comment(comment),
+        });
+    };
+    let external = "kubernetes externally-visible service portals";
+    let services = "kubernetes service portals";
+    // The node's own connections to an address without endpoints are refused as everybody's are
+    // (OUTPUT; kube-proxy lets them leave the node).
+    for chain in ["INPUT", "FORWARD", "OUTPUT"] {
+        add(
+            Table::Filter,
+            chain,
+            new(),
+            names::EXTERNAL_SERVICES,
+            external,
+        );
+    }
+    let health = "kubernetes health check service ports";
+    add(Table::Filter, "INPUT", vec![], names::NODEPORTS, health);
+    for chain in ["FORWARD", "OUTPUT"] {
+        add(Table::Filter, chain, new(), names::SERVICES, services);
+    }
+    let forwarding = "kubernetes forwarding rules";
+    add(Table::Filter, "FORWARD", vec![], names::FORWARD, forwarding);
+    let firewall = "kubernetes load balancer firewall";
+    for chain in ["INPUT", "OUTPUT", "FORWARD"] {
+        add(Table::Filter, chain, new(), names::PROXY_FIREWALL, firewall);
+    }
+    if settings.serves_localhost() {
+        for chain in ["INPUT", "OUTPUT"] {
+            let comment = "kubernetes localnet firewall";
+            add(Table::Filter, chain, vec![], names::FIREWALL, comment);
+        }
+    }
+    for chain in ["OUTPUT", "PREROUTING"] {
+        add(Table::Nat, chain, vec![], names::SERVICES, services);
+    }
+    let postrouting = "kubernetes postrouting rules";
+    add(
+        Table::Nat,
+        "POSTROUTING",
+        vec![],
+        names::POSTROUTING,
+        postrouting,
+    );
+    hooks
+}

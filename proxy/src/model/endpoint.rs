@@ -1,0 +1,216 @@
+//! Endpoint slices become endpoints of one service port: defaults, families, merging.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use api::cidr::{Family, parse_ip};
+use api::discovery::EndpointSlice;
+
+use super::{Problem, Protocol};
+
+/// Which nodes a slice's hint names.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum NodeHint {
+    /// None: all nodes may use the endpoint.
+    #[default]
+    Nobody,
+    /// Other nodes.
+    Others,
+    /// This node.
+    Me,
+}
+
+/// One endpoint of a slice; its port comes from the slice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SliceEndpoint {
+    /// Address (the first, the only one that counts).
+    pub ip: IpAddr,
+    /// Takes new connections.
+    pub ready: bool,
+    /// Passes its probe.
+    pub serving: bool,
+    /// On its way out.
+    pub terminating: bool,
+    /// On this node.
+    pub local: bool,
+    /// Node hint.
+    pub node_hint: NodeHint,
+    /// Zone hints, sorted.
+    pub zones: Box<[Arc<str>]>,
+}
+
+/// What the proxy keeps of an EndpointSlice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slice {
+    /// Family of all endpoints.
+    pub family: Family,
+    /// Ports of each endpoint.
+    pub ports: Vec<(Arc<str>, Protocol, u16)>,
+    /// Endpoints.
+    pub endpoints: Vec<SliceEndpoint>,
+}
+
+/// An endpoint of one service port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Address.
+    pub ip: IpAddr,
+    /// Port.
+    pub port: u16,
+    /// Takes new connections.
+    pub ready: bool,
+    /// Passes its probe.
+    pub serving: bool,
+    /// On its way out.
+    pub terminating: bool,
+    /// On this node.
+    pub local: bool,
+    /// Node hint.
+    pub node_hint: NodeHint,
+    /// Zone hints, sorted.
+    pub zones: Box<[Arc<str>]>,
+}
+
+/// Reads a slice as node `node` sees it; `None` for addresses that are names.
+pub fn parse(slice: &EndpointSlice, node: &str) -> (Option<Slice>, Vec<Problem>) {
+    let mut problems = Vec::new();
+    let mut problem = |field: String, message: String| {
+        problems.push(Problem {
+            object: format!(
+                "EndpointSlice {}/{}",
+                slice.metadata.namespace, slice.metadata.name
+            ),
+            field,
+            message,
+        });
+    };
+    let family = match slice.address_type.as_str() {
+        "IPv4" => Family::V4,
+        "IPv6" => Family::V6,
+        "FQDN" => return (None, problems),
+        other => {
+            problem("addressType".to_owned(), format!("{other:?} is unknown"));
+            return (None, problems);
+        }
+    };
+    let mut ports = Vec::new();
+    for (i, port) in slice.ports.iter().enumerate() {
+        let (Some(name), Some(number)) = (&port.name, port.port) else {
+            continue;
+        };
+        if number == 0 {
+            continue;
+        }
+        let Some(protocol) = Protocol::parse(port.protocol.as_deref().unwrap_or_default()) else {
+            let text = format!("{:?} is unknown", port.protocol.as_deref().unwrap_or(""));
+            problem(format!("ports[{i}].protocol"), text);
+            continue;
+        };
+        match u16::try_from(number) {
+            Ok(number) => ports.push((name.as_str().into(), protocol, number)),
+            Err(_) => problem(
+                format!("ports[{i}].port"),
+                format!("{number} is not within 1..=65535"),
+            ),
+        }
+    }
+    let mut endpoints = Vec::new();
+    for (i, endpoint) in slice.endpoints.iter().enumerate() {
+        let Some(text) = endpoint.addresses.first() else {
+            continue;
+        };
+        let ip = parse_ip(text).filter(|ip| Family::of(*ip) == family);
+        let Some(ip) = ip else {
+            let text = format!("{text:?} is no {family} address");
+            problem(format!("endpoints[{i}].addresses[0]"), text);
+            continue;
+        };
+        let (node_hint, zones) = hints(endpoint, node);
+        endpoints.push(SliceEndpoint {
+            ip,
+            ready: endpoint.conditions.is_ready(),
+            serving: endpoint.conditions.is_serving(),
+            terminating: endpoint.conditions.is_terminating(),
+            local: endpoint.node_name.as_deref() == Some(node),
+            node_hint,
+            zones,
+        });
+    }
+    let slice = Slice {
+        family,
+        ports,
+        endpoints,
+    };
+    (Some(slice), problems)
+}
+
+fn hints(endpoint: &api::discovery::Endpoint, node: &str) -> (NodeHint, Box<[Arc<str>]>) {
+    let Some(hints) = &endpoint.hints else {
+        return (NodeHint::Nobody, Box::default());
+    };
+    let node_hint = if hints.for_nodes.is_empty() {
+        NodeHint::Nobody
+    } else if hints.for_nodes.iter().any(|hint| hint.name == node) {
+        NodeHint::Me
+    } else {
+        NodeHint::Others
+    };
+    let mut zones: Vec<Arc<str>> = hints
+        .for_zones
+        .iter()
+        .map(|hint| hint.name.as_str().into())
+        .collect();
+    zones.sort();
+    zones.dedup();
+    (node_hint, zones.into())
+}
+
+/// The endpoints of one port, from all slices of its service, sorted by address and port. Where an
+/// address and port is there twice, the one that is not terminating wins.
+pub fn merge<'a>(
+    slices: impl IntoIterator<Item = &'a Slice>,
+    family: Family,
+    port: &str,
+    protocol: Protocol,
+) -> Vec<Endpoint> {
+    let mut merged: BTreeMap<(IpAddr, u16), &SliceEndpoint> = BTreeMap::new();
+    for slice in slices {
+        if slice.family != family {
+            continue;
+        }
+        for (name, of, number) in &slice.ports {
+            if **name != *port || *of != protocol {
+                continue;
+            }
+            for endpoint in &slice.endpoints {
+                let known = merged.entry((endpoint.ip, *number)).or_insert(endpoint);
+                if better(endpoint, known) {
+                    *known = endpoint;
+                }
+            }
+        }
+    }
+    let endpoints = merged.into_iter().map(|((ip, port), e)| Endpoint {
+        ip,
+        port,
+        ready: e.ready,
+        serving: e.serving,
+        terminating: e.terminating,
+        local: e.local,
+        node_hint: e.node_hint,
+        zones: e.zones.clone(),
+    });
+    endpoints.collect()
+}
+
+/// Whether `new` tells more of an endpoint than `known` does. A total order, so that the order of
+/// slices does not matter.
+fn better(new: &SliceEndpoint, known: &SliceEndpoint) -> bool {
+    let rank = |e: &SliceEndpoint| (!e.terminating, e.ready, e.serving, e.local, e.node_hint);
+    match rank(new).cmp(&rank(known)) {
+        std::cmp::Ordering::Greater => true,
+        std::cmp::Ordering::Less => false,
+        std::cmp::Ordering::Equal => new.zones > known.zones,
+    }
+}

@@ -1,0 +1,255 @@
+//! The loop: events mark services dirty, and at its own pace it decides, plans and applies them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use api::cidr::Family;
+use tokio::sync::mpsc::Receiver;
+
+use crate::backend::iptables::Settings;
+use crate::backend::iptables::apply::{Plane, Report, Rules};
+use crate::backend::iptables::desired::Desired;
+use crate::health::Health;
+use crate::metrics::Metrics;
+use crate::store::{Input, Store};
+
+/// How long the loop waits for more events after the first: a rollout or a slice controller writes
+/// several objects within a millisecond or two.
+const COALESCE: Duration = Duration::from_millis(2);
+
+/// Events taken in before a sync, however fast they come.
+const BATCH_MAX: usize = 10_000;
+
+/// Waits after a failed sync; doubled each time.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+
+/// The longest wait after a failed sync.
+const RETRY_LAST: Duration = Duration::from_secs(10);
+
+/// The longest rest between two syncs. A sync is followed by a rest as long as it took, so that
+/// the programs that share the kernel's rules with us get their turn.
+const REST_MAX: Duration = Duration::from_secs(1);
+
+/// What the loop is told.
+#[derive(Debug)]
+pub enum Message {
+    /// Events that belong together.
+    Inputs(Vec<Input>),
+    /// Somebody may have changed our rules.
+    Verify,
+    /// Other settings of the rules, for any number of families.
+    Settings(Vec<Settings>),
+    /// The end. The rules stay.
+    Stop,
+}
+
+/// Settings of the loop.
+#[derive(Debug, Clone)]
+pub struct Pace {
+    /// The rules are verified this often.
+    pub sync_period: Duration,
+    /// The shortest time from the end of a sync to the next.
+    pub min_sync_period: Duration,
+}
+
+/// The loop's state.
+pub struct Engine<R> {
+    store: Store,
+    planes: Vec<(Family, Plane<R>)>,
+    pace: Pace,
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+    on_synced: Option<Box<dyn FnOnce() + Send>>,
+    /// Nothing is programmed before settings come that only the node's object can tell.
+    waits_for_settings: bool,
+    /// Events came since the last good sync.
+    pending: bool,
+    failures: u32,
+}
+
+impl<R: Rules> Engine<R> {
+    /// An engine over `planes`, one for each family. `on_synced` is called after the first sync.
+    pub fn new(
+        store: Store,
+        planes: Vec<(Family, Plane<R>)>,
+        pace: Pace,
+        health: Arc<Health>,
+        metrics: Arc<Metrics>,
+        on_synced: Box<dyn FnOnce() + Send>,
+    ) -> Self {
+        Self {
+            store,
+            planes,
+            pace,
+            health,
+            metrics,
+            on_synced: Some(on_synced),
+            waits_for_settings: false,
+            pending: false,
+            failures: 0,
+        }
+    }
+
+    /// Programs nothing before the first [`Message::Settings`].
+    #[must_use]
+    pub fn wait_for_settings(mut self) -> Self {
+        self.waits_for_settings = true;
+        self
+    }
+
+    fn due(&self) -> bool {
+        self.pending && self.store.ready() && !self.waits_for_settings
+    }
+
+    /// Runs until told to stop or until nobody can tell any more.
+    pub async fn run(mut self, mut messages: Receiver<Message>) {
+        let mut next_verify = Instant::now() + self.pace.sync_period;
+        let mut not_before = Instant::now();
+        loop {
+            let due = if self.due() {
+                not_before.max(Instant::now() + COALESCE)
+            } else {
+                next_verify
+            };
+            // Collects until a sync is due.
+            let mut taken = 0;
+            let mut deadline = due;
+            while taken < BATCH_MAX {
+                let message = tokio::time::timeout_at(deadline.into(), messages.recv()).await;
+                match message {
+                    Ok(None | Some(Message::Stop)) => return,
+                    Ok(Some(Message::Verify)) => {
+                        self.verify();
+                        break;
+                    }
+                    Ok(Some(Message::Settings(settings))) => {
+                        self.reconfigure(settings);
+                        break;
+                    }
+                    Ok(Some(Message::Inputs(inputs))) => {
+                        taken += inputs.len();
+                        self.feed(inputs);
+                        if self.due() {
+                            deadline = deadline.min(not_before.max(Instant::now() + COALESCE));
+                        }
+                    }
+                    Err(_elapsed) => break,
+                }
+            }
+            if Instant::now() >= next_verify {
+                self.verify();
+                next_verify = Instant::now() + self.pace.sync_period;
+            }
+            if self.due() {
+                not_before = Instant::now() + self.sync();
+            }
+        }
+    }
+
+    fn feed(&mut self, inputs: Vec<Input>) {
+        for input in inputs {
+            self.store.apply(input);
+        }
+        for problem in self.store.take_news() {
+            tracing::warn!("{problem}; left out");
+            self.metrics.problems.add(1);
+        }
+        if !self.pending {
+            self.pending = true;
+            for (family, _) in &self.planes {
+                self.health.queued(*family);
+            }
+        }
+    }
+
+    fn verify(&mut self) {
+        for (family, plane) in &mut self.planes {
+            if !plane.is_trusted() {
+                continue;
+            }
+            match plane.is_intact() {
+                Ok(true) => continue,
+                Ok(false) => {
+                    tracing::warn!("{family} rules of ours are gone; they are restored");
+                    self.metrics.repairs.add(1);
+                }
+                Err(error) => tracing::warn!("verify {family} rules: {error}"),
+            }
+            plane.distrust();
+            self.pending = true;
+        }
+    }
+
+    /// One sync; returns how long to rest.
+    fn sync(&mut self) -> Duration {
+        let start = Instant::now();
+        let changes = self.store.take_changes();
+        let mut failed = false;
+        for (family, plane) in &mut self.planes {
+            let changed = changes.of(*family);
+            plane.set(
+                changed
+                    .iter()
+                    .map(|(name, decision)| (name, decision.as_ref())),
+            );
+            let begin = Instant::now();
+            match plane.sync() {
+                Ok(report) => {
+                    self.metrics.synced(*family, report.full, begin.elapsed());
+                    self.health.synced(*family);
+                    log(*family, changed.len(), report, begin.elapsed());
+                }
+                Err(error) => {
+                    failed = true;
+                    self.metrics.failures.add(1);
+                    plane.distrust();
+                    tracing::error!("{family} rules: {error}");
+                }
+            }
+        }
+        self.metrics
+            .ports
+            .set(self.store.snapshot().v4.len() + self.store.snapshot().v6.len());
+        self.pending = failed;
+        if failed {
+            let wait = RETRY_FIRST * 2_u32.saturating_pow(self.failures.min(16));
+            self.failures += 1;
+            return wait.min(RETRY_LAST);
+        }
+        self.failures = 0;
+        if let Some(on_synced) = self.on_synced.take() {
+            on_synced();
+        }
+        start.elapsed().min(REST_MAX).max(self.pace.min_sync_period)
+    }
+
+    /// Takes other settings: everything is planned anew and compared.
+    fn reconfigure(&mut self, all: Vec<Settings>) {
+        self.waits_for_settings = false;
+        self.pending = true;
+        for settings in all {
+            let family = settings.family;
+            let plane = self.planes.iter_mut().find(|(of, _)| *of == family);
+            let Some((_, plane)) = plane else { continue };
+            if *plane.desired().settings() != settings {
+                let detect_local = settings.detect_local.is_some();
+                self.store.set_detect_local(family, detect_local);
+                plane.replace(Desired::with(settings, self.store.snapshot().of(family)));
+            }
+        }
+    }
+}
+
+fn log(family: Family, ports: usize, report: Report, took: Duration) {
+    let Report {
+        chains,
+        rules,
+        deleted,
+        full,
+    } = report;
+    if full {
+        tracing::info!(ports, chains, rules, deleted, ?took, "{family}: full sync");
+    } else if chains + deleted > 0 {
+        tracing::debug!(ports, chains, rules, deleted, ?took, "{family}: sync");
+    }
+}
