@@ -144,7 +144,7 @@ fn decode_message(
         match field.card {
             Card::One => {
                 let value = decode_one(schema, field, &item, depth)?;
-                if !means_unset(field, &value) {
+                if !means_unset(schema, field, &value) {
                     out.insert(field.name.to_owned(), value);
                 }
             }
@@ -354,17 +354,15 @@ const VALUE_SCALARS: &[&str] = &[
     "healthCheckNodePort",
 ];
 
-fn means_unset(field: &Field, value: &Value) -> bool {
+fn means_unset(schema: &Type, field: &Field, value: &Value) -> bool {
+    let scalar =
+        VALUE_SCALARS.contains(&field.name) || (schema.name.ends_with("Status") && !field.required);
     match value {
         Value::Null => true,
         Value::String(text) => text.is_empty() && !EMPTY_STRING_MATTERS.contains(&field.name),
         Value::Object(map) => map.is_empty() && VALUE_MESSAGES.contains(&field.name),
-        Value::Number(number) => {
-            number.as_i64() == Some(0)
-                && field.shape == Shape::Int
-                && VALUE_SCALARS.contains(&field.name)
-        }
-        Value::Bool(flag) => !flag && VALUE_SCALARS.contains(&field.name),
+        Value::Number(number) => number.as_i64() == Some(0) && field.shape == Shape::Int && scalar,
+        Value::Bool(flag) => !flag && scalar,
         Value::Array(_) => false,
     }
 }

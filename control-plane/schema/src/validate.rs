@@ -169,14 +169,14 @@ pub fn update(kind: &Kind, old: &Value, new: &Value) -> Vec<FieldError> {
         ("discovery.k8s.io", "EndpointSlice") => {
             immutable(old, new, "/addressType", "addressType", &mut errors);
         }
-        ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => {
-            if old["roleRef"] != new["roleRef"] {
-                errors.push(FieldError::invalid(
-                    "roleRef",
-                    &new["roleRef"],
-                    "cannot change roleRef",
-                ));
-            }
+        ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding")
+            if old["roleRef"] != new["roleRef"] =>
+        {
+            errors.push(FieldError::invalid(
+                "roleRef",
+                &new["roleRef"],
+                "cannot change roleRef",
+            ));
         }
         ("storage.k8s.io", "StorageClass") => {
             for field in [

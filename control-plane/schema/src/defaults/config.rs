@@ -68,9 +68,8 @@ pub(super) fn limit_range(o: &mut Object) {
 pub(super) fn role_binding(o: &mut Object) {
     at(o, "roleRef", |role| set_text(role, "apiGroup", RBAC));
     each(o, "subjects", |subject| {
-        match subject.get("kind").and_then(Value::as_str) {
-            Some("User" | "Group") => set_text(subject, "apiGroup", RBAC),
-            _ => {}
+        if let Some("User" | "Group") = subject.get("kind").and_then(Value::as_str) {
+            set_text(subject, "apiGroup", RBAC);
         }
     });
 }

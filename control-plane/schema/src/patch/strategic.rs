@@ -124,7 +124,10 @@ fn apply_set_element_orders(
         };
         let gone = format!("{DELETE_FROM_PRIMITIVE_LIST}{name}");
         let mut merged = match patch.shift_remove(&name) {
-            Some(Value::Array(new)) => merge_list(old.clone(), new, field)?,
+            Some(Value::Array(new)) => {
+                check_order(&new, &order, merge_key, &name)?;
+                merge_list(old.clone(), new, field)?
+            }
             Some(Value::Null) => {
                 original.shift_remove(&name);
                 continue;
@@ -147,6 +150,31 @@ fn apply_set_element_orders(
     Ok(())
 }
 
+/// What a patch sets must stand in its `$setElementOrder` list, in the same order.
+fn check_order(
+    patch: &[Value],
+    order: &[Value],
+    key: Option<&str>,
+    name: &str,
+) -> Result<(), Error> {
+    let mut rest = order.iter();
+    let set = patch.iter().filter(|item| item.get(DIRECTIVE).is_none());
+    for item in set {
+        let same = |other: &Value| match key {
+            Some(key) => other.get(key) == item.get(key),
+            None => other == item,
+        };
+        if !order.is_empty() && !rest.any(same) {
+            return Err(Error::Malformed(format!(
+                "The order in patch list:\n{}\n doesn't match $setElementOrder list:\n{}\n (field {name})",
+                Value::from(patch.to_vec()),
+                Value::from(order.to_vec()),
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// A value that is new in the object: without nulls, directives and what they delete.
 pub(super) fn clean(value: Value) -> Value {
     match value {
@@ -158,7 +186,7 @@ pub(super) fn clean(value: Value) -> Value {
         ),
         Value::Array(list) => Value::Array(
             list.into_iter()
-                .filter(|v| v.get(DIRECTIVE).and_then(Value::as_str) != Some("delete"))
+                .filter(|v| v.get(DIRECTIVE).is_none_or(Value::is_null))
                 .map(clean)
                 .collect(),
         ),

@@ -98,7 +98,7 @@ proptest! {
 
     #[test]
     fn damaged_recordings_never_panic(index in any::<prop::sample::Index>(), byte in any::<u8>()) {
-        for (_, body) in recordings() {
+        for (_, body, _) in recordings() {
             let mut body = body.clone();
             let at = index.index(body.len());
             body[at] = byte;
@@ -122,7 +122,49 @@ fn envelope_long(api_version: &str, kind: &str, raw: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Bodies recorded from a real kubectl: `NAME TAB hex`.
-fn recordings() -> Vec<(String, Vec<u8>)> {
-    Vec::new()
+/// Bodies recorded from a real kubectl 1.35, with what the same kubectl prints for the object
+/// (`--dry-run=client -o json`) where it can: name, body, JSON or nothing.
+fn recordings() -> Vec<(&'static str, Vec<u8>, Option<Value>)> {
+    let lines = include_str!("../../tests/data/protobuf.txt").lines();
+    lines
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| {
+            let parts: Vec<&str> = line.split('\t').collect();
+            let [name, hex, json] = parts[..] else {
+                panic!("{line}")
+            };
+            let digits: Vec<u8> = (0..hex.len())
+                .step_by(2)
+                .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap())
+                .collect();
+            (name, digits, serde_json::from_str(json).ok())
+        })
+        .collect()
+}
+
+#[test]
+fn recorded_bodies_decode_to_what_kubectl_prints() {
+    let recordings = recordings();
+    assert!(recordings.len() > 25, "{}", recordings.len());
+    for (name, body, expected) in recordings {
+        let found = decode(&body).unwrap();
+        if let Some(expected) = expected {
+            assert_eq!(found, expected, "{name}");
+        }
+    }
+}
+
+#[test]
+fn recorded_bodies_without_a_printed_form() {
+    let found: std::collections::BTreeMap<&str, Value> = recordings()
+        .into_iter()
+        .filter(|(_, _, json)| json.is_none())
+        .map(|(name, body, _)| (name, decode(&body).unwrap()))
+        .collect();
+    expect_test::expect_file!["../../tests/data/protobuf_decoded.txt"].assert_eq(
+        &found
+            .iter()
+            .map(|(name, value)| format!("{name}\n{value}\n"))
+            .collect::<String>(),
+    );
 }
