@@ -1,11 +1,14 @@
-//! Leases beside the reference plugin `host-local`, on the same directory.
+//! Beside the reference plugins: leases on the directory of `host-local`, and a chain of others
+//! behind ours.
 
 use std::path::Path;
 
+use api::cni::{AddResult, ConfList};
+use linux::Host;
 use linux::exec::Exec;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use crate::lab::{Node, Pod, V4};
+use crate::lab::{Node, PLUGIN, Pod, V4};
 
 /// Where Debian's containernetworking-plugins puts it.
 const HOST_LOCAL: &str = "/usr/lib/cni/host-local";
@@ -61,4 +64,87 @@ fn leases_are_shared_with_host_local() {
     assert_eq!(node.leases().len(), 2);
     node.del_by_name("theirs", None).unwrap();
     assert_eq!(node.leases().len(), 1);
+}
+
+/// Where Debian puts the reference plugins.
+const REFERENCE: &str = "/usr/lib/cni";
+
+/// Calls plugin number `at` of the list as a runtime does, in the node's namespace.
+fn call(node: &Node, list: &ConfList, at: usize, verb: &str, pod: &Pod, input: &Value) -> String {
+    let kind = list.plugin_type(at).unwrap();
+    let program = if kind == "seaway-cni" {
+        PLUGIN.into()
+    } else {
+        format!("{REFERENCE}/{kind}")
+    };
+    let netns = pod.netns.path().display().to_string();
+    let env = [
+        ("CNI_COMMAND", verb),
+        ("CNI_CONTAINERID", &pod.name),
+        ("CNI_NETNS", &netns),
+        ("CNI_IFNAME", "eth0"),
+        ("CNI_PATH", REFERENCE),
+        ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
+    ];
+    let exec = Exec::new(program).env_only(env).stdin(input.to_string());
+    let output = node.netns.run(|| exec.output()).unwrap().unwrap();
+    let text = output.text();
+    assert!(output.status.success(), "{verb} of {kind}: {text}");
+    text
+}
+
+#[test]
+fn reference_plugins_chain_behind_ours() {
+    let test = "reference_plugins_chain_behind_ours";
+    let Some(node) = Node::new(test, &[V4]) else {
+        return;
+    };
+    let chain = ["tuning", "bandwidth", "portmap"];
+    if let Some(missing) = chain
+        .iter()
+        .find(|kind| !Path::new(REFERENCE).join(kind).exists())
+    {
+        println!(
+            "SKIPPED {test}: {REFERENCE}/{missing} is not installed (containernetworking-plugins)"
+        );
+        return;
+    }
+    let data = node.leases.path().join("tuning");
+    let list = json!({"cniVersion": "1.0.0", "name": "pods", "plugins": [
+        node.conf(),
+        {"type": "tuning", "mtu": 1400, "dataDir": data},
+        {"type": "bandwidth", "capabilities": {"bandwidth": true}},
+        {"type": "portmap", "capabilities": {"portMappings": true}, "snat": true}
+    ]});
+    let list = ConfList::parse(&list.to_string()).unwrap();
+    let offered: Map<String, Value> = serde_json::from_value(json!({
+        "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}],
+        "bandwidth": {"ingressRate": 10_000_000, "ingressBurst": 1_000_000}
+    }))
+    .unwrap();
+    let pod = Pod::new("pod");
+    let mut previous: Option<AddResult> = None;
+    for at in 0..list.plugins.len() {
+        let input = list.plugin_input(at, &offered, previous.as_ref());
+        let text = call(&node, &list, at, "ADD", &pod, &input);
+        previous = Some(serde_json::from_str(&text).unwrap());
+    }
+    let last = previous.unwrap();
+    assert_eq!(last.addresses_of("eth0").len(), 1);
+    assert_eq!(pod.kernel().link("eth0").unwrap().unwrap().mtu, 1400);
+    // Ours is first on the way in and last on the way out.
+    let input = list.plugin_input(0, &offered, Some(&last));
+    call(&node, &list, 0, "CHECK", &pod, &input);
+    for at in (0..list.plugins.len()).rev() {
+        call(
+            &node,
+            &list,
+            at,
+            "DEL",
+            &pod,
+            &list.plugin_input(at, &offered, Some(&last)),
+        );
+    }
+    assert!(node.leases().is_empty());
+    assert_eq!(node.links(), ["cni0", "lo"]);
 }

@@ -62,6 +62,8 @@ enum Answer {
     Done,
     Acknowledged,
     Refused(Error),
+    /// An object that the decoder does not understand.
+    Unreadable(Error),
     NotOurs,
 }
 
@@ -113,7 +115,7 @@ impl Netlink {
             for answer in self.receive(op)? {
                 match answer {
                     Answer::Done | Answer::Acknowledged => return Ok(()),
-                    Answer::Refused(error) => return Err(error),
+                    Answer::Refused(error) | Answer::Unreadable(error) => return Err(error),
                     Answer::Message(_) | Answer::NotOurs => {}
                 }
             }
@@ -134,7 +136,7 @@ impl Netlink {
             for answer in self.receive(op)? {
                 match answer {
                     Answer::Message(message) => return Ok(message),
-                    Answer::Refused(error) => return Err(error),
+                    Answer::Refused(error) | Answer::Unreadable(error) => return Err(error),
                     Answer::Done | Answer::Acknowledged | Answer::NotOurs => {}
                 }
             }
@@ -176,6 +178,9 @@ impl Netlink {
                     Answer::Message(message) => messages.push(message),
                     Answer::Done => return Ok(whole.then_some(messages)),
                     Answer::Refused(error) => return Err(error),
+                    // One odd object (a kind of link that is newer than the decoder) must not
+                    // hide all others.
+                    Answer::Unreadable(error) => tracing::debug!(%error, "left out"),
                     Answer::Acknowledged | Answer::NotOurs => {}
                 }
             }
@@ -219,7 +224,7 @@ impl Netlink {
         }
         let mut answers = Vec::new();
         for bytes in Datagram(&self.buffer) {
-            answers.push(self.answer(op, bytes)?);
+            answers.push(self.answer(op, bytes));
         }
         Ok(answers)
     }
@@ -229,20 +234,21 @@ impl Netlink {
         Datagram(&self.buffer).any(|m| NetlinkBuffer::new(m).flags() & NLM_F_DUMP_INTR != 0)
     }
 
-    fn answer(&self, op: fmt::Arguments<'_>, bytes: &[u8]) -> Result<Answer> {
+    fn answer(&self, op: fmt::Arguments<'_>, bytes: &[u8]) -> Answer {
         let header = NetlinkBuffer::new(bytes);
         if header.sequence_number() != self.sequence {
-            return Ok(Answer::NotOurs);
+            return Answer::NotOurs;
         }
         let flags = header.flags();
         let message = match NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) {
             Ok(message) => message,
             Err(e) => {
                 let why = io::Error::new(io::ErrorKind::InvalidData, e.to_string());
-                return Err(Error::new(op.to_string(), why).with_detail("reading the answer"));
+                let error = Error::new(op.to_string(), why).with_detail("reading the answer");
+                return Answer::Unreadable(error);
             }
         };
-        Ok(match message.payload {
+        match message.payload {
             NetlinkPayload::InnerMessage(message) => Answer::Message(message),
             NetlinkPayload::Done(done) if done.code < 0 => {
                 Answer::Refused(refusal(op, done.code, None))
@@ -256,7 +262,7 @@ impl Netlink {
                 }
             },
             _ => Answer::NotOurs,
-        })
+        }
     }
 }
 

@@ -326,3 +326,29 @@ fn iptables_of_a_namespace() {
         );
     }
 }
+
+#[test]
+fn iptables_of_the_kind_that_has_rules() {
+    use linux::iptables::{Backend, Family, Iptables};
+    let test = "iptables_of_the_kind_that_has_rules";
+    let Some(node) = netns(test) else { return };
+    let inside = |work: &(dyn Fn() -> Backend + Sync)| node.namespace().run(work).unwrap();
+    for family in [Family::V4, Family::V6] {
+        let legacy = Iptables::of(family, Backend::Legacy);
+        let (Ok(legacy), Ok(_)) = (legacy, Iptables::of(family, Backend::Nft)) else {
+            println!("SKIPPED {test}: needs both kinds of iptables");
+            return;
+        };
+        let detect = || Iptables::detect(family).unwrap().backend();
+        assert_eq!(inside(&detect), Backend::Nft, "nobody has rules");
+        let rule = "*filter\n:SEAWAY-T - [0:0]\n-A SEAWAY-T -j RETURN\nCOMMIT\n";
+        if let Err(e) = node.namespace().run(|| legacy.restore(rule)).unwrap() {
+            println!("SKIPPED {test}: no legacy tables in this kernel: {e}");
+            return;
+        }
+        assert_eq!(inside(&detect), Backend::Legacy);
+        let nft = Iptables::of(family, Backend::Nft).unwrap();
+        node.namespace().run(|| nft.restore(rule)).unwrap().unwrap();
+        assert_eq!(inside(&detect), Backend::Nft, "both have rules");
+    }
+}
