@@ -39,7 +39,7 @@ pub fn write(key: &str, value: &str) -> Result<()> {
 /// write is not (`ip_forward` takes the RTNL lock), and works on a read-only `/proc/sys`.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn ensure(key: &str, value: &str) -> Result<bool> {
     if read(key)? == value {
         return Ok(false);
