@@ -1,0 +1,287 @@
+//! Calling CNI plugins: the chain of the first network configuration, each plugin run as a program.
+//! Source: CNI specification 1.1.0, sections 3 to 5.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use linux::exec::Exec;
+use linux::link::LinkChange;
+use linux::{Host, Kernel, NetNs};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::pod::PodId;
+
+/// Interface name in every pod.
+const IFNAME: &str = "eth0";
+/// One plugin call takes at most this long.
+const PLUGIN_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A failed network operation.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No configuration file yet.
+    #[error("cni plugin not initialized: no network configuration in {0}")]
+    NotReady(PathBuf),
+    /// The configuration cannot be read.
+    #[error("network configuration {file}: {why}")]
+    Config {
+        /// Which file.
+        file: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A plugin could not be run, or said no.
+    #[error("plugin {plugin} {command}: {why}")]
+    Plugin {
+        /// Its type.
+        plugin: String,
+        /// ADD, DEL, ...
+        command: &'static str,
+        /// Its own words.
+        why: String,
+    },
+    /// The last plugin's result has no address for the interface.
+    #[error("the network configuration {0} gave the pod no address")]
+    NoAddress(String),
+}
+
+/// A network configuration list.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NetworkList {
+    /// Its name.
+    pub name: String,
+    /// CNI version it speaks.
+    pub cni_version: String,
+    /// Plugin configurations, in order.
+    pub plugins: Vec<Map<String, Value>>,
+}
+
+/// An attachment as it must be kept for DEL.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// The configuration it was made with.
+    pub network: NetworkList,
+    /// The network namespace's file.
+    pub netns: PathBuf,
+    /// The last plugin's result; null when ADD did not come to an end.
+    pub result: Value,
+}
+
+impl Attachment {
+    /// The pod's addresses.
+    pub fn ips(&self) -> Vec<IpAddr> {
+        let ips = self.result["ips"].as_array();
+        let address = |ip: &Value| {
+            let text = ip["address"].as_str()?;
+            text.split('/').next()?.parse().ok()
+        };
+        ips.into_iter().flatten().filter_map(address).collect()
+    }
+}
+
+/// The pod network, as the worker uses it.
+pub trait Network: Send + Sync {
+    /// The configuration in force.
+    fn current(&self) -> Result<NetworkList, Error>;
+    /// Connects the namespace. On an error the caller calls [`Network::del`] with what it has.
+    fn add(&self, network: &NetworkList, pod: &PodId, netns: &Path) -> Result<Attachment, Error>;
+    /// Disconnects it. Not connected is fine.
+    fn del(&self, attachment: &Attachment, pod: &PodId) -> Result<(), Error>;
+    /// Makes a fresh network namespace with its loopback up; one that is there goes.
+    fn make_namespace(&self, path: &Path) -> linux::Result<()>;
+    /// Removes a network namespace. Not there is fine.
+    fn remove_namespace(&self, path: &Path) -> linux::Result<()>;
+}
+
+/// Plugins found in directories, by exec.
+#[derive(Debug, Clone)]
+pub struct Plugins {
+    /// Where configurations lie.
+    pub conf_dir: PathBuf,
+    /// Where plugin programs lie.
+    pub bin_dir: PathBuf,
+}
+
+impl Network for Plugins {
+    fn current(&self) -> Result<NetworkList, Error> {
+        for file in config_files(&self.conf_dir) {
+            let text = match fs::read_to_string(&file) {
+                Ok(text) => text,
+                Err(e) => {
+                    let why = e.to_string();
+                    return Err(Error::Config { file, why });
+                }
+            };
+            return parse(&text).map_err(|why| Error::Config { file, why });
+        }
+        Err(Error::NotReady(self.conf_dir.clone()))
+    }
+
+    fn add(&self, network: &NetworkList, pod: &PodId, netns: &Path) -> Result<Attachment, Error> {
+        let mut result = Value::Null;
+        for plugin in &network.plugins {
+            let config = request(network, plugin, &result);
+            result = self.call("ADD", plugin, &config, pod, netns)?;
+        }
+        let attachment = Attachment {
+            network: network.clone(),
+            netns: netns.to_owned(),
+            result,
+        };
+        if attachment.ips().is_empty() {
+            return Err(Error::NoAddress(network.name.clone()));
+        }
+        Ok(attachment)
+    }
+
+    fn del(&self, attachment: &Attachment, pod: &PodId) -> Result<(), Error> {
+        // Every plugin gets its chance; the first failure is told.
+        let mut failed = None;
+        for plugin in attachment.network.plugins.iter().rev() {
+            let config = request(&attachment.network, plugin, &attachment.result);
+            let done = self.call("DEL", plugin, &config, pod, &attachment.netns);
+            failed = failed.or(done.err());
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn make_namespace(&self, path: &Path) -> linux::Result<()> {
+        NetNs::remove(path)?;
+        let up = LinkChange {
+            up: Some(true),
+            ..LinkChange::default()
+        };
+        Kernel::open_in(NetNs::create(path)?)?.set_link("lo", &up)
+    }
+
+    fn remove_namespace(&self, path: &Path) -> linux::Result<()> {
+        NetNs::remove(path)
+    }
+}
+
+impl Plugins {
+    fn call(
+        &self,
+        command: &'static str,
+        plugin: &Map<String, Value>,
+        config: &Value,
+        pod: &PodId,
+        netns: &Path,
+    ) -> Result<Value, Error> {
+        let kind = plugin
+            .get("type")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
+        let fail = |why: String| Error::Plugin {
+            plugin: kind.to_owned(),
+            command,
+            why,
+        };
+        let output = Exec::new(self.bin_dir.join(kind))
+            .env("CNI_COMMAND", command)
+            .env("CNI_CONTAINERID", &pod.uid)
+            .env("CNI_NETNS", netns)
+            .env("CNI_IFNAME", IFNAME)
+            .env("CNI_PATH", &self.bin_dir)
+            .env("CNI_ARGS", args(pod))
+            .stdin(config.to_string())
+            .timeout(PLUGIN_TIMEOUT)
+            .output()
+            .map_err(|e| fail(e.to_string()))?;
+        let text = output.text();
+        if !output.status.success() {
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            return Err(fail(plugin_error(
+                &text,
+                &stderr,
+                &output.status.to_string(),
+            )));
+        }
+        if text.trim().is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_str(&text).map_err(|e| fail(format!("result is no JSON: {e}")))
+    }
+}
+
+fn args(pod: &PodId) -> String {
+    format!(
+        "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID={};K8S_POD_UID={}",
+        pod.namespace, pod.name, pod.uid, pod.uid
+    )
+}
+
+/// What a plugin that failed says: its error object, or the end of its standard error.
+fn plugin_error(stdout: &str, stderr: &str, status: &str) -> String {
+    let error: Option<Value> = serde_json::from_str(stdout).ok();
+    let word = |key: &str| {
+        let error = error.as_ref()?;
+        error[key].as_str().map(str::trim).filter(|s| !s.is_empty())
+    };
+    match (word("msg"), word("details")) {
+        (Some(msg), Some(details)) => format!("{msg} ({details})"),
+        (Some(msg), None) => msg.to_owned(),
+        _ if !stderr.trim().is_empty() => format!("{status}: {}", stderr.trim()),
+        _ => status.to_owned(),
+    }
+}
+
+/// Configuration files by name: the first is the pod network.
+fn config_files(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let is_config = |p: &PathBuf| {
+        let extension = p.extension().and_then(|e| e.to_str());
+        matches!(extension, Some("conflist" | "conf" | "json"))
+    };
+    let mut files: Vec<_> = entries.map(|e| e.path()).filter(is_config).collect();
+    files.sort();
+    files
+}
+
+/// Reads a `.conflist`, or a single plugin's `.conf` as a list of one.
+pub fn parse(text: &str) -> Result<NetworkList, String> {
+    let value: Value = serde_json::from_str(text).map_err(|e| e.to_string())?;
+    let text_of = |key: &str| value[key].as_str().map(str::to_owned);
+    let object = |v: &Value| v.as_object().cloned();
+    let plugins: Vec<_> = match value.get("plugins") {
+        Some(Value::Array(list)) => list.iter().filter_map(object).collect(),
+        Some(_) => return Err("plugins: not a list".to_owned()),
+        None => object(&value).into_iter().collect(),
+    };
+    if plugins.is_empty() {
+        return Err("plugins: the list is empty".to_owned());
+    }
+    for (i, plugin) in plugins.iter().enumerate() {
+        let kind = plugin
+            .get("type")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
+        if kind.is_empty() || kind.contains('/') {
+            return Err(format!("plugins[{i}].type: must be the name of a program"));
+        }
+    }
+    Ok(NetworkList {
+        name: text_of("name").ok_or("name: missing")?,
+        cni_version: text_of("cniVersion").unwrap_or_else(|| "0.2.0".to_owned()),
+        plugins,
+    })
+}
+
+/// The configuration one plugin gets on its standard input.
+fn request(network: &NetworkList, plugin: &Map<String, Value>, prev: &Value) -> Value {
+    let mut config = plugin.clone();
+    config.insert("name".to_owned(), json!(network.name));
+    config.insert("cniVersion".to_owned(), json!(network.cni_version));
+    // Capabilities are answered only by those that have something to say (none so far).
+    config.remove("capabilities");
+    if !prev.is_null() {
+        config.insert("prevResult".to_owned(), prev.clone());
+    }
+    Value::Object(config)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,107 @@
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+
+fn pod() -> PodId {
+    PodId {
+        uid: "u1".into(),
+        namespace: "ns".into(),
+        name: "web".into(),
+    }
+}
+
+fn script(dir: &Path, name: &str, body: &str) {
+    let file = dir.join(name);
+    fs::write(&file, format!("#!/bin/sh\n{body}\n")).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+fn plugins(dir: &Path, conflist: &str) -> Plugins {
+    fs::write(dir.join("10-x.conflist"), conflist).unwrap();
+    Plugins {
+        conf_dir: dir.into(),
+        bin_dir: dir.into(),
+    }
+}
+
+const LIST: &str = r#"{"cniVersion":"1.1.0","name":"net","plugins":[
+    {"type":"first","mtu":1450,"capabilities":{"portMappings":true}},{"type":"second"}]}"#;
+
+#[test]
+fn a_chain_hands_results_on_and_is_undone_backwards() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    for (name, ip) in [("first", "10.0.0.1/24"), ("second", "10.0.0.2/24")] {
+        let body = format!(
+            "in=$(cat); echo \"{name} $CNI_COMMAND $CNI_IFNAME $CNI_CONTAINERID $CNI_ARGS $in\" >> {}\n\
+             [ $CNI_COMMAND = ADD ] && echo '{{\"cniVersion\":\"1.1.0\",\"ips\":[{{\"address\":\"{ip}\"}}]}}'; true",
+            log.display()
+        );
+        script(dir.path(), name, &body);
+    }
+    let cni = plugins(dir.path(), LIST);
+    let network = cni.current().unwrap();
+    let attachment = cni.add(&network, &pod(), Path::new("/run/n")).unwrap();
+    assert_eq!(attachment.ips(), ["10.0.0.2".parse::<IpAddr>().unwrap()]);
+    cni.del(&attachment, &pod()).unwrap();
+    let log = fs::read_to_string(log).unwrap();
+    let lines: Vec<_> = log.lines().collect();
+    assert!(
+        lines[0].starts_with(
+            "first ADD eth0 u1 IgnoreUnknown=1;K8S_POD_NAMESPACE=ns;K8S_POD_NAME=web;"
+        )
+    );
+    assert!(lines[0].contains(r#""mtu":1450"#) && !lines[0].contains("capabilities"));
+    assert!(
+        lines[1]
+            .contains(r#""prevResult":{"cniVersion":"1.1.0","ips":[{"address":"10.0.0.1/24"}]}"#)
+    );
+    assert!(lines[2].starts_with("second DEL") && lines[3].starts_with("first DEL"));
+    assert!(lines[3].contains("10.0.0.2"));
+}
+
+#[test]
+fn failures_speak_the_plugins_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let cni = plugins(dir.path(), r#"{"name":"n","plugins":[{"type":"bad"}]}"#);
+    let network = cni.current().unwrap();
+    let add = || {
+        cni.add(&network, &pod(), Path::new("/run/n"))
+            .unwrap_err()
+            .to_string()
+    };
+    assert!(add().starts_with("plugin bad ADD: run "), "{}", add());
+    script(
+        dir.path(),
+        "bad",
+        "cat > /dev/null; echo '{\"code\":11,\"msg\":\"pool full\",\"details\":\"10.0.0.0/24\"}'; exit 1",
+    );
+    assert_eq!(add(), "plugin bad ADD: pool full (10.0.0.0/24)");
+    script(dir.path(), "bad", "cat > /dev/null; echo oops >&2; exit 3");
+    assert_eq!(add(), "plugin bad ADD: exit status: 3: oops");
+    script(dir.path(), "bad", "cat > /dev/null; echo '{}'");
+    assert_eq!(add(), "the network configuration n gave the pod no address");
+}
+
+#[test]
+fn configurations_that_are_wrong_name_the_field() {
+    for (text, why) in [
+        ("{", "EOF"),
+        (r#"{"plugins":[{"type":"a"}]}"#, "name: missing"),
+        (r#"{"name":"n","plugins":[]}"#, "plugins: the list is empty"),
+        (
+            r#"{"name":"n","plugins":[{"type":"../a"}]}"#,
+            "plugins[0].type",
+        ),
+        (r#"{"name":"n"}"#, "plugins[0].type"),
+    ] {
+        let error = parse(text).unwrap_err();
+        assert!(error.contains(why), "{text}: {error}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let empty = Plugins {
+        conf_dir: dir.path().into(),
+        bin_dir: dir.path().into(),
+    };
+    assert!(matches!(empty.current(), Err(Error::NotReady(_))));
+}

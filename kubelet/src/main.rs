@@ -1,0 +1,31 @@
+//! `kubelet`: see `kubelet --help`.
+
+use clap::Parser;
+use kubelet::config::Config;
+use tracing_subscriber::EnvFilter;
+
+/// Threads for blocking work at a time: each plugin call, container start or probe by exec holds one.
+const BLOCKING_THREADS: usize = 64;
+/// Idle ones end after this time, and give their memory back.
+const IDLE: std::time::Duration = std::time::Duration::from_secs(2);
+
+fn main() -> anyhow::Result<()> {
+    let config = Config::parse();
+    let filter = EnvFilter::try_new(&config.log_level)
+        .map_err(|e| anyhow::anyhow!("--log-level {}: {e}", config.log_level))?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_keep_alive(IDLE)
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(kubelet::run::run(config));
+    // Blocking work in progress (a container's start, a plugin) is not waited for: the next kubelet
+    // finds what it left.
+    runtime.shutdown_background();
+    result
+}
