@@ -53,6 +53,9 @@ pub fn prepare_create(kind: &Kind, object: &mut Value) {
             metadata.insert("generation".into(), 1.into());
         }
     }
+    if (kind.group, kind.kind) == ("batch", "Job") {
+        job_selector(map);
+    }
     let status = match (kind.group, kind.kind) {
         ("", "Pod") => Some(json!({"phase": "Pending", "qosClass": qos_class(&map["spec"])})),
         ("", "Namespace") => {
@@ -84,6 +87,9 @@ pub fn prepare_update(kind: &Kind, old: &Value, new: &mut Value) {
     if matches!((kind.group, kind.kind), ("", "Namespace")) {
         copy_member(old, new, "spec");
     }
+    if (kind.group, kind.kind) == ("", "Service") {
+        keep_allocated(&old["spec"], &mut new["spec"]);
+    }
     if has_generation(kind) {
         let generation = old["metadata"]["generation"].as_i64().unwrap_or(0);
         let grown = if same_wanted_state(old, new) {
@@ -97,27 +103,133 @@ pub fn prepare_update(kind: &Kind, old: &Value, new: &mut Value) {
     }
 }
 
-/// Before an update of `/status`: only the status counts; of the metadata, only managed fields
-/// (and, for nodes and pods, labels and annotations stay the old ones as everywhere).
-pub fn prepare_status_update(_kind: &Kind, old: &Value, new: &mut Value) {
+/// Before an update of `/status`: only the status counts. Of the metadata, managed fields count
+/// too, and for pods and nodes labels and annotations, which their kubelet may set with the status.
+pub fn prepare_status_update(kind: &Kind, old: &Value, new: &mut Value) {
     let Value::Object(before) = old else { return };
-    let status = new.get("status").cloned();
-    let version = new["metadata"].get("resourceVersion").cloned();
-    let managed = new["metadata"].get("managedFields").cloned();
     let mut out: Map<String, Value> = before.clone();
-    match status {
+    match new.get("status").cloned() {
         Some(status) => out.insert("status".into(), status),
         None => out.shift_remove("status"),
     };
-    if let Some(Value::Object(metadata)) = out.get_mut("metadata") {
-        if let Some(version) = version {
-            metadata.insert("resourceVersion".into(), version);
+    let from_kubelet = matches!((kind.group, kind.kind), ("", "Pod" | "Node"));
+    if from_kubelet {
+        let owners = old["metadata"].get("ownerReferences").cloned();
+        keep_server_metadata(old, new);
+        let mut metadata = new["metadata"].take();
+        if let Value::Object(metadata) = &mut metadata {
+            metadata.shift_remove("ownerReferences");
+            metadata.extend(owners.map(|owners| ("ownerReferences".to_owned(), owners)));
         }
-        if let Some(managed) = managed {
-            metadata.insert("managedFields".into(), managed);
+        out.insert("metadata".into(), metadata);
+        if let (Some(class), Some(Value::Object(status))) =
+            (old["status"].get("qosClass"), out.get_mut("status"))
+        {
+            status.entry("qosClass").or_insert_with(|| class.clone());
+        }
+    } else if let Some(Value::Object(metadata)) = out.get_mut("metadata") {
+        for name in ["resourceVersion", "managedFields"] {
+            if let Some(value) = new["metadata"].get(name) {
+                metadata.insert(name.to_owned(), value.clone());
+            }
         }
     }
     *new = Value::Object(out);
+}
+
+/// A Job that does not bring its own selector selects its pods by its uid. Needs `metadata.uid`.
+fn job_selector(job: &mut Map<String, Value>) {
+    let text = |name: &str| {
+        job.get("metadata")
+            .and_then(|m| m.get(name))
+            .and_then(Value::as_str)
+            .map(str::to_owned)
+    };
+    let (Some(uid), Some(name)) = (text("uid"), text("name")) else {
+        return;
+    };
+    let Some(Value::Object(spec)) = job.get_mut("spec") else {
+        return;
+    };
+    if spec.get("manualSelector") == Some(&Value::Bool(true)) {
+        return;
+    }
+    let own = json!({"matchLabels": {"batch.kubernetes.io/controller-uid": uid}});
+    spec.insert("selector".into(), own);
+    let Some(Value::Object(template)) = spec.get_mut("template") else {
+        return;
+    };
+    let metadata = template.entry("metadata").or_insert_with(|| json!({}));
+    if !metadata["labels"].is_object() {
+        metadata["labels"] = json!({});
+    }
+    for (key, value) in [
+        ("batch.kubernetes.io/controller-uid", &uid),
+        ("batch.kubernetes.io/job-name", &name),
+        ("controller-uid", &uid),
+        ("job-name", &name),
+    ] {
+        metadata["labels"][key] = value.as_str().into();
+    }
+}
+
+/// A Service that is replaced without naming its addresses and node ports keeps them; one that
+/// becomes an ExternalName gives them up.
+fn keep_allocated(old: &Value, new: &mut Value) {
+    let text = |spec: &Value, name: &str| spec[name].as_str().unwrap_or_default().to_owned();
+    let (before, after) = (text(old, "type"), text(new, "type"));
+    let Value::Object(spec) = new else { return };
+    if after == "ExternalName" && before != "ExternalName" {
+        let same = spec.get("clusterIP") == old.get("clusterIP");
+        if same {
+            for name in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+                spec.shift_remove(name);
+            }
+        }
+    } else if after != "ExternalName" && before != "ExternalName" {
+        let unset = |spec: &Map<String, Value>, name: &str| {
+            spec.get(name)
+                .is_none_or(|v| v.is_null() || v == "" || v == &json!([]))
+        };
+        if unset(spec, "clusterIP") {
+            for name in ["clusterIP", "clusterIPs"] {
+                if let Some(value) = old.get(name) {
+                    spec.insert(name.into(), value.clone());
+                }
+            }
+        } else if unset(spec, "clusterIPs") && spec.get("clusterIP") == old.get("clusterIP") {
+            spec.extend(
+                old.get("clusterIPs")
+                    .map(|v| ("clusterIPs".to_owned(), v.clone())),
+            );
+        }
+        for name in ["ipFamilies", "ipFamilyPolicy"] {
+            if unset(spec, name)
+                && let Some(value) = old.get(name)
+            {
+                spec.insert(name.into(), value.clone());
+            }
+        }
+    }
+    let node_ports = |kind: &str| matches!(kind, "NodePort" | "LoadBalancer");
+    let Some(Value::Array(ports)) = spec.get_mut("ports") else {
+        return;
+    };
+    for port in ports.iter_mut().filter_map(Value::as_object_mut) {
+        let same = old["ports"].as_array().into_iter().flatten().find(|other| {
+            other.get("port") == port.get("port") && other.get("protocol") == port.get("protocol")
+        });
+        let had = same.and_then(|port| port.get("nodePort"));
+        if node_ports(&before) && node_ports(&after) {
+            if port.get("nodePort").is_none_or(|p| p.is_null() || p == 0)
+                && let Some(had) = had
+            {
+                port.insert("nodePort".into(), had.clone());
+            }
+        } else if node_ports(&before) && !node_ports(&after) && port.get("nodePort") == had {
+            port.shift_remove("nodePort");
+        }
+    }
 }
 
 fn keep_server_metadata(old: &Value, new: &mut Value) {
@@ -203,69 +315,4 @@ fn quantity(value: &Value) -> Option<api::quantity::Quantity> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::kind_by_gvk;
-
-    #[test]
-    fn create_drops_status_and_starts_at_generation_1() {
-        let pod = kind_by_gvk("", "v1", "Pod").unwrap();
-        let mut object = json!({"metadata": {"name": "a", "generation": 7}, "spec": {"containers": []},
-            "status": {"phase": "Running"}});
-        prepare_create(pod, &mut object);
-        assert_eq!(
-            object,
-            json!({"metadata": {"name": "a", "generation": 1}, "spec": {"containers": []},
-                "status": {"phase": "Pending", "qosClass": "BestEffort"}})
-        );
-        let namespace = kind_by_gvk("", "v1", "Namespace").unwrap();
-        let mut object = json!({"metadata": {"name": "a"}});
-        prepare_create(namespace, &mut object);
-        assert_eq!(object["spec"], json!({"finalizers": ["kubernetes"]}));
-        assert_eq!(object["status"], json!({"phase": "Active"}));
-    }
-
-    #[test]
-    fn generation_follows_the_spec_alone() {
-        let kind = kind_by_gvk("apps", "v1", "Deployment").unwrap();
-        let old = json!({"metadata": {"name": "a", "uid": "u", "generation": 3}, "spec": {"replicas": 1},
-            "status": {"replicas": 1}});
-        let mut new = json!({"metadata": {"name": "a", "labels": {"x": "y"}}, "spec": {"replicas": 1},
-            "status": {"replicas": 9}});
-        prepare_update(kind, &old, &mut new);
-        assert_eq!(new["metadata"]["generation"], 3);
-        assert_eq!(new["metadata"]["uid"], "u");
-        assert_eq!(new["status"], json!({"replicas": 1}));
-        new["spec"]["replicas"] = 2.into();
-        prepare_update(kind, &old, &mut new);
-        assert_eq!(new["metadata"]["generation"], 4);
-    }
-
-    #[test]
-    fn status_update_keeps_the_spec() {
-        let kind = kind_by_gvk("apps", "v1", "Deployment").unwrap();
-        let old = json!({"metadata": {"name": "a", "labels": {"l": "1"}}, "spec": {"replicas": 1}});
-        let mut new = json!({"metadata": {"name": "a", "resourceVersion": "5"}, "spec": {"replicas": 7},
-            "status": {"replicas": 1}});
-        prepare_status_update(kind, &old, &mut new);
-        assert_eq!(
-            new,
-            json!({"metadata": {"name": "a", "labels": {"l": "1"}, "resourceVersion": "5"},
-                "spec": {"replicas": 1}, "status": {"replicas": 1}})
-        );
-    }
-
-    #[test]
-    fn qos() {
-        let class =
-            |resources: Value| qos_class(&json!({"containers": [{"resources": resources}]}));
-        assert_eq!(class(json!({})), "BestEffort");
-        assert_eq!(class(json!({"requests": {"cpu": "1"}})), "Burstable");
-        let both = json!({"cpu": "1", "memory": "1Gi"});
-        assert_eq!(class(json!({"limits": both})), "Guaranteed");
-        assert_eq!(
-            class(json!({"limits": both, "requests": {"cpu": "500m"}})),
-            "Burstable"
-        );
-    }
-}
+mod tests;
