@@ -12,7 +12,10 @@ use crate::run::root_dir;
 const LINES_MAX: usize = 600;
 
 /// Files that may be longer, each with its reason.
-const LONG_FILES: &[(&str, &str)] = &[];
+const LONG_FILES: &[(&str, &str)] = &[(
+    "control-plane/schema/src/kinds/rows.rs",
+    "a table, a row for each kind",
+)];
 
 /// Crates and the workspace crates they may use (`docs/architecture.md`, "Dependency direction").
 const MAY_USE: &[(&str, &[&str])] = &[
@@ -119,7 +122,7 @@ fn check_file(file: &Path, text: &str, findings: &mut Vec<String>) {
             "{name}: {lines} lines; split it (limit {LINES_MAX})"
         ));
     }
-    if !text.starts_with("//!") && !text.starts_with("#!") {
+    if !text.starts_with("//!") && !text.starts_with("#!") && !name.ends_with("tests.rs") {
         findings.push(format!(
             "{name}:1: the file does not say what it is (`//!`)"
         ));
