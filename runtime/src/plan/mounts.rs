@@ -140,10 +140,10 @@ fn bind(mount: &Mount) -> Value {
 pub(super) fn root_propagation(mounts: &[Mount]) -> &'static str {
     let has = |wanted: Propagation| mounts.iter().any(|m| m.propagation == wanted);
     if has(Propagation::Bidirectional) {
-        "rshared"
+        "shared"
     } else if has(Propagation::HostToContainer) {
-        "rslave"
+        "slave"
     } else {
-        "rprivate"
+        "private"
     }
 }
