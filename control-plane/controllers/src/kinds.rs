@@ -14,7 +14,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 
-use crate::view::Cache;
+use crate::cache::Cache;
 
 macro_rules! kinds {
     ($($kind:ident $field:ident $prefix:literal $api_version:literal $plural:literal $namespaced:literal;)*) => {

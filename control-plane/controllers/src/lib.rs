@@ -13,6 +13,7 @@
 //! write answered is put into the view before the key may run again: a controller never acts on a cache that is older
 //! than its own last write, which is what upstream's "expectations" are for.
 
+mod cache;
 pub mod config;
 mod daemonset;
 mod deployment;

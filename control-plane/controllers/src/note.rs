@@ -177,3 +177,6 @@ fn event(note: &Note, namespace: &str, name: &str, count: i32, stamp: &str) -> V
         "count": count,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,15 +1,15 @@
 //! Carries out writes: the only place of the controllers that changes the cluster.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::future::join_all;
-use http::{Method, Request};
+use http::Method;
 use kube::Client;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::brain::{Answer, Done, Failure, Job};
+use super::brain::{Answer, Done, Job};
+use super::call::{Call, CallError, call};
 use super::events::Notes;
 use super::watch::Resources;
 use crate::kinds::Kind;
@@ -20,95 +20,9 @@ mod namespace;
 
 pub(crate) use namespace::describe;
 
-/// How long one request may take.
-const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Creations sent at once at first; doubles while they succeed, so that a quota is not hit 500 times (upstream's
 /// slow start).
 const CREATE_BATCH_FIRST: usize = 1;
-
-/// One request to the API server.
-pub(crate) struct Call<'a> {
-    method: Method,
-    path: &'a str,
-    content_type: &'static str,
-    accept: &'static str,
-    body: Vec<u8>,
-}
-
-impl<'a> Call<'a> {
-    pub(crate) fn new(method: Method, path: &'a str) -> Self {
-        Self {
-            method,
-            path,
-            content_type: "",
-            accept: "application/json",
-            body: Vec::new(),
-        }
-    }
-
-    pub(crate) fn body(mut self, content_type: &'static str, body: &Value) -> Self {
-        self.content_type = content_type;
-        self.body = body.to_string().into_bytes();
-        self
-    }
-
-    /// Asks for metadata only; a server that cannot answers with whole objects, which read the same.
-    pub(crate) fn metadata_only(mut self) -> Self {
-        self.accept =
-            "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json";
-        self
-    }
-}
-
-/// A request that failed: the method, the path and what the server (or the way to it) said.
-#[derive(Debug, thiserror::Error)]
-#[error("{method} {path}: {message}")]
-pub(crate) struct CallError {
-    pub(crate) method: Method,
-    pub(crate) path: String,
-    /// The HTTP status, 0 when there was no answer.
-    pub(crate) code: u16,
-    pub(crate) message: String,
-}
-
-/// Sends one request and gives the body of a successful answer.
-pub(crate) async fn call(client: &Client, call: Call<'_>) -> Result<String, CallError> {
-    let fail = |code: u16, message: String| CallError {
-        method: call.method.clone(),
-        path: call.path.to_owned(),
-        code,
-        message,
-    };
-    let mut request = Request::builder()
-        .method(call.method.clone())
-        .uri(call.path)
-        .header(http::header::ACCEPT, call.accept);
-    if !call.content_type.is_empty() {
-        request = request.header(http::header::CONTENT_TYPE, call.content_type);
-    }
-    let request = request
-        .body(call.body)
-        .map_err(|error| fail(0, error.to_string()))?;
-    match tokio::time::timeout(CALL_TIMEOUT, client.request_text(request)).await {
-        Err(_elapsed) => Err(fail(
-            0,
-            format!("no answer within {} s", CALL_TIMEOUT.as_secs()),
-        )),
-        Ok(Ok(text)) => Ok(text),
-        Ok(Err(kube::Error::Api(status))) => Err(fail(status.code, status.message)),
-        Ok(Err(error)) => Err(fail(0, error.to_string())),
-    }
-}
-
-impl CallError {
-    fn failure(self) -> Failure {
-        Failure {
-            benign: self.code == 409,
-            refused: (400..500).contains(&self.code),
-            message: self.to_string(),
-        }
-    }
-}
 
 /// Carries out jobs; shared by all that run.
 pub(crate) struct Applier {
@@ -233,8 +147,7 @@ impl Applier {
         let Some(announce) = announce else { return };
         let note = match result {
             Ok(answer) => announce.done.as_ref().map(|note| note.with(&name(answer))),
-            // The namespace is on its way out: not worth telling.
-            Err(error) if error.code == 403 && error.message.contains("being terminated") => None,
+            Err(error) if error.in_terminating_namespace() => None,
             Err(error) => announce
                 .failed
                 .as_ref()
@@ -397,3 +310,6 @@ fn is_status(text: &str) -> bool {
     }
     serde_json::from_str::<TypeMeta>(text).is_ok_and(|meta| meta.kind == "Status")
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use kube::Client;
 use tokio::sync::mpsc;
 
-use super::apply::{Call, call};
+use super::call::{Call, CallError, call};
 use crate::note::{Note, Recorder, Saying};
 
 /// Notes that wait to be sent; further ones are dropped, which is logged.
@@ -44,7 +44,7 @@ pub(crate) fn channel(client: Client) -> (Notes, impl Future<Output = ()> + Send
     (Notes(notes), task)
 }
 
-async fn send(client: &Client, saying: Saying) -> Result<(), super::apply::CallError> {
+async fn send(client: &Client, saying: Saying) -> Result<(), CallError> {
     match saying {
         Saying::Create { namespace, event } => create(client, &namespace, &event).await,
         Saying::Count {
@@ -74,7 +74,7 @@ async fn create(
     client: &Client,
     namespace: &str,
     event: &serde_json::Value,
-) -> Result<(), super::apply::CallError> {
+) -> Result<(), CallError> {
     let path = format!("/api/v1/namespaces/{namespace}/events");
     call(
         client,

@@ -2,6 +2,7 @@
 
 pub(crate) mod apply;
 pub(crate) mod brain;
+mod call;
 mod events;
 mod queue;
 mod watch;

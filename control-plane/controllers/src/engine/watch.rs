@@ -248,10 +248,9 @@ fn watch_others(
         keep
     });
     for (path, resource) in wanted {
-        if !watches.contains_key(&path) {
-            let task = tasks.spawn(metadata(client.clone(), resource.clone(), changes.clone()));
-            watches.insert(path, task);
-        }
+        watches.entry(path).or_insert_with(|| {
+            tasks.spawn(metadata(client.clone(), resource.clone(), changes.clone()))
+        });
     }
 }
 

@@ -1,6 +1,6 @@
 use serde_json::{Value, json};
 
-use super::ranges;
+use super::status::ranges;
 use crate::config::Config;
 use crate::fake::{Sim, node, stamp, template};
 use crate::kinds::Kind;

@@ -102,7 +102,7 @@ pub(crate) fn reconcile(view: &View, key: &Key, now: Now) -> Plan {
             how: PatchKind::Merge,
             body: json!({
                 "metadata": precondition(&node.metadata),
-                "spec": {"taints": wanted},
+                "spec": {"taints": if wanted.is_empty() { Value::Null } else { json!(wanted) }},
             }),
         });
     }

@@ -31,10 +31,8 @@ pub(crate) fn route(view: &View, touch: &Touch, wake: &mut BTreeSet<Key>) {
         Touch::Node {
             old,
             new: Some(node),
-        } => {
-            if old.as_ref().is_none_or(|old| may_help(old, node)) {
-                wake.extend(view.unschedulable.iter().cloned());
-            }
+        } if old.as_ref().is_none_or(|old| may_help(old, node)) => {
+            wake.extend(view.unschedulable.iter().cloned());
         }
         _ => {}
     }

@@ -11,10 +11,11 @@ use kube::Resource;
 use kube::core::Selector;
 use serde_json::{Value, json};
 
+use crate::cache::Cache;
 use crate::kinds::{Kind, Touch};
 use crate::meta;
 use crate::note::Note;
-use crate::view::{Cache, Key, View};
+use crate::view::{Key, View};
 use crate::write::{Announce, PatchKind, Target, Write, precondition};
 
 /// Most pods made or removed in one run (upstream's burst).

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::super::brain::Answer;
-use super::{Call, CallError, call};
+use super::super::call::{Call, CallError, call};
 use crate::resources::ResourceInfo;
 use crate::view::Remaining;
 
