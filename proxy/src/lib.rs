@@ -14,4 +14,5 @@ pub mod node;
 pub mod run;
 pub mod store;
 pub mod sync;
+pub mod trace;
 pub mod watch;

@@ -10,8 +10,8 @@ use anyhow::{Context, Result};
 use api::cidr::{Family, parse_cidr};
 use api::core::Node;
 use api::watch::Event;
-use linux::iptables::{self, Iptables};
 use linux::Kernel;
+use linux::iptables::{self, Iptables};
 use tokio::sync::mpsc::{self, Sender};
 
 use crate::backend::iptables::apply::Plane;
