@@ -8,10 +8,12 @@
 //! instruction leaves either nothing or a lease that names its owner.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use api::cni::Attachment;
 
@@ -23,6 +25,15 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// A new file before it gets its name. One is enough, as the directory is locked.
 const ASIDE: &str = ".new";
+
+/// How long to wait for the lock. It is held for a fraction of a millisecond at a time.
+const LOCK_WAIT: Duration = Duration::from_secs(30);
+
+/// First pause between two tries; it doubles each time.
+const LOCK_PAUSE: Duration = Duration::from_micros(100);
+
+/// Longest pause between two tries.
+const LOCK_PAUSE_MAX: Duration = Duration::from_millis(5);
 
 /// What stands between container and interface.
 const LINE_BREAK: &str = "\r\n";
@@ -49,6 +60,13 @@ fn fail(op: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LeaseError {
         op,
         path: path.to_owned(),
         source,
+    }
+}
+
+impl LeaseError {
+    /// Whether trying again may help.
+    pub fn is_passing(&self) -> bool {
+        self.source.kind() == io::ErrorKind::TimedOut
     }
 }
 
@@ -88,7 +106,7 @@ impl LeaseStore {
                 .truncate(false)
                 .write(true)
                 .open(&path)?;
-            file.lock()?;
+            lock_in_time(&file)?;
             Ok(file)
         };
         let lock = open().map_err(fail("lock", &path))?;
@@ -261,6 +279,24 @@ impl LeaseStore {
             fs::rename(&aside, &path)
         };
         write().map_err(fail("write", &path))
+    }
+}
+
+/// Locks the file, waiting for whoever has it, but not for ever.
+fn lock_in_time(file: &File) -> io::Result<()> {
+    let deadline = Instant::now() + LOCK_WAIT;
+    let mut pause = LOCK_PAUSE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::Error(e)) => return Err(e),
+            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
+                let why = format!("another process has held it for {} s", LOCK_WAIT.as_secs());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+            }
+            Err(TryLockError::WouldBlock) => thread::sleep(pause),
+        }
+        pause = (pause * 2).min(LOCK_PAUSE_MAX);
     }
 }
 

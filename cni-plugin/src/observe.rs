@@ -10,6 +10,7 @@ use linux::route::RouteFilter;
 use linux::{Host, Mac, Result};
 
 use crate::apply::Hosts;
+use crate::ipam::{Range, RangeSet};
 use crate::plan::host_link_name;
 use crate::request::Net;
 
@@ -45,6 +46,8 @@ pub struct BridgeSeen {
     pub promisc: bool,
     /// Its addresses.
     pub addrs: Vec<IpNetwork>,
+    /// How many ports it has; only counted when it lacks a gateway's address.
+    pub ports: usize,
 }
 
 /// Settings that make the node a router.
@@ -64,7 +67,14 @@ pub fn observe_add(net: &Net, node: &mut dyn Host, pod: &mut dyn Host) -> Result
         sets.iter().any(|s| s.is_ipv6()),
         sets.iter().any(|s| !s.is_ipv6()),
     );
-    let bridge = observe_bridge(&net.bridge.name, node)?;
+    let mut bridge = observe_bridge(&net.bridge.name, node)?;
+    if let Some(there) = &mut bridge
+        && net.bridge.gateway
+        && !sets.iter().all(|set| has_gateway(set, &there.addrs))
+    {
+        // Rare, so the list is not on the way of an ordinary ADD.
+        there.ports = count_ports(&net.bridge.name, node)?;
+    }
     let pod_links = pod.links()?;
     Ok(Observed {
         bridge,
@@ -75,6 +85,25 @@ pub fn observe_add(net: &Net, node: &mut dyn Host, pod: &mut dyn Host) -> Result
         pod_without_ipv6: ipv6 && pod.sysctl(WITHOUT_IPV6)? != "0",
         pod_links: pod_links.into_iter().map(|link| link.name).collect(),
     })
+}
+
+/// Whether the bridge has the gateway of any range of `set`.
+fn has_gateway(set: &RangeSet, addrs: &[IpNetwork]) -> bool {
+    let there = |range: &Range| addrs.iter().any(|addr| addr.ip() == range.gateway);
+    set.ranges().iter().any(there)
+}
+
+/// How many links are ports of the bridge.
+fn count_ports(name: &str, node: &mut dyn Host) -> Result<usize> {
+    let links = node.links()?;
+    let index = links
+        .iter()
+        .find(|link| link.name == name)
+        .map(|link| link.index);
+    Ok(links
+        .iter()
+        .filter(|link| link.master.is_some() && link.master == index)
+        .count())
 }
 
 fn observe_bridge(name: &str, node: &mut dyn Host) -> Result<Option<BridgeSeen>> {
@@ -102,6 +131,7 @@ fn observe_bridge(name: &str, node: &mut dyn Host) -> Result<Option<BridgeSeen>>
         up,
         promisc,
         addrs,
+        ports: 0,
     }))
 }
 

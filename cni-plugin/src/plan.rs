@@ -212,14 +212,14 @@ fn plan_bridge(
         };
         steps.push(Step::SetLink(Side::Node, name(), change));
     }
-    for gateway in gateways {
-        if there.addrs.contains(&gateway) {
+    for gateway in &gateways {
+        if there.addrs.contains(gateway) {
             continue;
         }
-        for other in conflicting(conf, there, gateway)? {
+        for other in conflicting(conf, there, *gateway, &gateways)? {
             steps.push(Step::RemoveAddr(Side::Node, name(), other));
         }
-        steps.push(Step::EnsureAddr(Side::Node, name(), Addr::new(gateway)));
+        steps.push(Step::EnsureAddr(Side::Node, name(), Addr::new(*gateway)));
     }
     if conf.gateway {
         for (done, key) in [
@@ -238,26 +238,28 @@ fn plan_bridge(
     Ok((steps, mac))
 }
 
-/// Addresses of the bridge that cannot be there beside `gateway`: another network of IPv4, or an
-/// IPv6 network that overlaps with it.
+/// Addresses of the bridge that have to go for `gateway`: another network of IPv4, or an IPv6
+/// network that overlaps with it. Without pods on the bridge nobody needs them: they are of a
+/// cluster that this node was in before.
 fn conflicting(
     conf: &BridgeConf,
     there: &BridgeSeen,
     gateway: IpNetwork,
+    gateways: &[IpNetwork],
 ) -> Result<Vec<IpNetwork>, Error> {
     let overlap = |a: &IpNetwork, b: &IpNetwork| a.contains(b.network()) || b.contains(a.network());
     let in_the_way = |other: &&IpNetwork| match (other, &gateway) {
-        (IpNetwork::V4(_), IpNetwork::V4(_)) => true,
+        (IpNetwork::V4(_), IpNetwork::V4(_)) => !gateways.contains(other),
         (IpNetwork::V6(_), IpNetwork::V6(_)) => overlap(other, &gateway),
         _ => false,
     };
     let others: Vec<IpNetwork> = there.addrs.iter().filter(in_the_way).copied().collect();
     match others.first() {
-        Some(other) if !conf.force_address => {
+        Some(other) if !conf.force_address && there.ports > 0 => {
             let why = format!(
-                "bridge: {} has address {other}, the network wants {gateway}; \
+                "bridge: {} has address {other} and {} pods, the network wants {gateway}; \
                  set forceAddress to replace it",
-                conf.name
+                conf.name, there.ports
             );
             Err(Error::new(ErrorCode::INVALID_CONFIG, why))
         }

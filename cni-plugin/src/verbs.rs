@@ -314,7 +314,12 @@ fn gathered(failed: &[linux::Error]) -> Error {
 }
 
 fn io(error: LeaseError) -> Error {
-    Error::new(ErrorCode::IO, error.to_string())
+    let code = if error.is_passing() {
+        ErrorCode::TRY_AGAIN
+    } else {
+        ErrorCode::IO
+    };
+    Error::new(code, error.to_string())
 }
 
 fn address(error: AllocateError) -> Error {

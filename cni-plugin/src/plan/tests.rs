@@ -62,6 +62,7 @@ fn used(addrs: &[&str]) -> Observed {
         up: true,
         promisc: false,
         addrs: addrs.iter().map(|a| a.parse().unwrap()).collect(),
+        ports: 3,
     };
     Observed {
         bridge: Some(bridge),
@@ -215,7 +216,7 @@ fn a_bridge_that_cannot_serve() {
         &json!({}),
         &other,
         &expect![[r#"
-        error 7: bridge: cni0 has address 10.2.0.1/24, the network wants 10.1.0.1/24; set forceAddress to replace it
+        error 7: bridge: cni0 has address 10.2.0.1/24 and 3 pods, the network wants 10.1.0.1/24; set forceAddress to replace it
     "#]],
     );
     planned(
@@ -232,6 +233,20 @@ fn a_bridge_that_cannot_serve() {
         pod: route default via 10.1.0.1 dev eth0
         node: wait for vethf842bfb2cb4
     "#]],
+    );
+    let mut empty = other.clone();
+    empty.bridge.as_mut().unwrap().ports = 0;
+    let steps = |changes: &Value, seen: &Observed| {
+        let (net, pod, leases) = request(&[V4], changes);
+        let plan = plan_add(&net, &pod, &leases, seen).unwrap();
+        plan.steps
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        steps(&json!({}), &empty),
+        steps(&json!({"forceAddress": true}), &other)
     );
     let mut wrong = other;
     wrong.bridge.as_mut().unwrap().kind = Some("veth".into());

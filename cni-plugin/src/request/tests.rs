@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
@@ -414,4 +415,73 @@ fn input_that_is_not_json_is_said_to_be() {
     );
     let error = Request::parse(Command::Add, &|_| None, b"[]").unwrap_err();
     assert_eq!(error.msg, "the configuration: must be an object, not []");
+}
+
+/// Any JSON, shallow, with the keys and values that matter among the others.
+fn any_json() -> impl Strategy<Value = Value> {
+    let words = prop::sample::select(vec![
+        "1.1.0",
+        "pods",
+        "seaway",
+        "10.1.0.0/24",
+        "fd00::/64",
+        "10.1.0.7",
+        "::",
+        "",
+        "/",
+        "0/0",
+        "\u{e9}",
+    ]);
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        words.prop_map(Value::from),
+    ];
+    let keys = prop::sample::select(vec![
+        "subnet",
+        "rangeStart",
+        "gateway",
+        "ranges",
+        "routes",
+        "dst",
+        "gw",
+        "type",
+        "cni",
+        "ips",
+        "mac",
+        "dataDir",
+        "nameservers",
+        "containerID",
+        "ifname",
+        "ipRanges",
+    ]);
+    leaf.prop_recursive(4, 24, 4, move |inner| {
+        let object = prop::collection::btree_map(keys.clone(), inner.clone(), 0..4);
+        prop_oneof![
+            prop::collection::vec(inner, 0..4).prop_map(Value::from),
+            object.prop_map(|map| map.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()),
+        ]
+    })
+}
+
+proptest! {
+    /// Whatever stands in a configuration, it is read or refused with a code and some words.
+    #[test]
+    fn nothing_makes_the_reader_fall_over(
+        key in prop::sample::select(vec![
+            "cniVersion", "name", "bridge", "mtu", "ipam", "dns", "prevResult", "runtimeConfig",
+            "args", "vlan", "vlanTrunk", "ipMasq", VALID_ATTACHMENTS,
+        ]),
+        value in any_json(),
+        command in prop::sample::select(vec![
+            Command::Add, Command::Del, Command::Check, Command::Gc, Command::Status,
+        ]),
+    ) {
+        let mut conf = conf(json!({}));
+        conf[key] = value;
+        if let Err(error) = parse(command, &[], &conf) {
+            prop_assert!(error.code.0 < 100 && !error.msg.is_empty());
+        }
+    }
 }

@@ -279,3 +279,27 @@ fn eight_at_a_time() {
     assert!(node.leases().is_empty());
     assert_eq!(node.links(), ["cni0", "lo"]);
 }
+
+#[test]
+fn a_node_that_got_another_subnet() {
+    let Some(node) = Node::new("a_node_that_got_another_subnet", &[V4, V6]) else {
+        return;
+    };
+    let (old, new) = (Pod::new("old"), Pod::new("new"));
+    node.add(&old).unwrap();
+    let mut conf = node.conf();
+    conf["ipam"]["ranges"] = json!([[{"subnet": "10.99.0.0/24"}], [{"subnet": "fd00:99::/64"}]]);
+    let add = || node.call(&node.exec("ADD", &new.name, Some(new.netns.path()), &conf));
+    let words = "cni0 has address 10.244.7.1/24 and 1 pods, the network wants 10.99.0.1/24";
+    refused(add(), ErrorCode::INVALID_CONFIG, words);
+    assert_eq!(node.leases().len(), 2, "the old pod's");
+    node.del(&old).unwrap();
+    add().unwrap();
+    let addrs = node.kernel().addrs("cni0").unwrap();
+    let v4: Vec<_> = addrs
+        .iter()
+        .map(|a| a.net.to_string())
+        .filter(|n| !n.contains(':'))
+        .collect();
+    assert_eq!(v4, ["10.99.0.1/24"]);
+}
