@@ -6,11 +6,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
+/// Verb, resource and HTTP status.
+type Label = (&'static str, &'static str, u16);
+/// Requests, and microseconds in all.
+type Sum = (u64, u64);
+
 /// Counters and gauges.
 #[derive(Default)]
 pub struct Metrics {
-    /// (verb, resource, code) -> (requests, microseconds in all).
-    requests: Mutex<BTreeMap<(&'static str, &'static str, u16), (u64, u64)>>,
+    requests: Mutex<BTreeMap<Label, Sum>>,
     watches: Arc<AtomicU64>,
     refused: AtomicU64,
 }

@@ -4,6 +4,7 @@
 //! address is taken, or a namespace furnished, in the very moment the object appears.
 
 pub mod allocate;
+mod families;
 pub mod namespace;
 pub mod pod;
 pub mod service;

@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnetwork::IpNetwork;
 use schema::kinds::Kind;
 use schema::validate::FieldError;
 use serde_json::{Value, json};
 
 use super::allocate::{free_ip, free_port, ip_key, is_taken, port_key, take};
+use super::families::{cluster_ips, families, is_headless};
 use crate::app::App;
 use crate::http::error::{ApiError, Result};
 use crate::rest::object::{child_mut, list, text, texts};
@@ -69,15 +69,6 @@ fn keys(service: &Value) -> BTreeSet<String> {
     keys
 }
 
-fn cluster_ips(service: &Value) -> Vec<&str> {
-    let all = texts(service, "/spec/clusterIPs");
-    match text(service, "/spec/clusterIP") {
-        "" => all,
-        only if all.is_empty() => vec![only],
-        _ => all,
-    }
-}
-
 fn node_ports(service: &Value) -> BTreeSet<u16> {
     let ports = list(service, "/spec/ports")
         .iter()
@@ -87,14 +78,6 @@ fn node_ports(service: &Value) -> BTreeSet<u16> {
         .filter_map(|port| u16::try_from(port).ok())
         .filter(|port| *port > 0)
         .collect()
-}
-
-fn is_headless(service: &Value) -> bool {
-    cluster_ips(service).first() == Some(&"None")
-}
-
-fn family_of(ip: &IpAddr) -> &'static str {
-    if ip.is_ipv4() { "IPv4" } else { "IPv6" }
 }
 
 fn has_node_ports(service: &Value) -> bool {
@@ -153,7 +136,7 @@ fn carry_over(old: &Value, new: &mut Value) {
     }
 }
 
-fn each_port<'a>(service: &'a mut Value) -> impl Iterator<Item = &'a mut Value> {
+fn each_port(service: &mut Value) -> impl Iterator<Item = &mut Value> {
     service["spec"]
         .get_mut("ports")
         .and_then(Value::as_array_mut)
@@ -205,95 +188,6 @@ fn drop_node_ports(old: &Value, new: &mut Value) {
 fn needs_health_port(service: &Value) -> bool {
     text(service, "/spec/type") == "LoadBalancer"
         && text(service, "/spec/externalTrafficPolicy") == "Local"
-}
-
-/// Decides the families and their policy.
-fn families(
-    ranges: &[IpNetwork],
-    old: Option<&Value>,
-    service: &mut Value,
-) -> std::result::Result<(), FieldError> {
-    let offered: Vec<&str> = ranges
-        .iter()
-        .map(|range| if range.is_ipv4() { "IPv4" } else { "IPv6" })
-        .collect();
-    let headless = is_headless(service);
-    let ips: Vec<String> = cluster_ips(service)
-        .into_iter()
-        .map(str::to_owned)
-        .collect();
-    let mut families: Vec<String> = texts(service, "/spec/ipFamilies")
-        .into_iter()
-        .map(str::to_owned)
-        .collect();
-    let mut policy = text(service, "/spec/ipFamilyPolicy").to_owned();
-    let selectorless = service
-        .pointer("/spec/selector")
-        .and_then(Value::as_object)
-        .is_none_or(serde_json::Map::is_empty);
-    for (index, ip) in ips.iter().enumerate().filter(|_| !headless) {
-        let field = format!("spec.clusterIPs[{index}]");
-        let parsed: IpAddr = ip.parse().map_err(|_not_an_address| {
-            FieldError::invalid(
-                &field,
-                &json!(ip),
-                "must be a valid IP address (e.g. 10.9.8.7 or 2001:db8::ffff)",
-            )
-        })?;
-        match families.get(index) {
-            None => families.push(family_of(&parsed).to_owned()),
-            Some(family) if family == family_of(&parsed) => {}
-            Some(family) => {
-                let text =
-                    format!("expected an {family} value as indicated by `ipFamilies[{index}]`");
-                return Err(FieldError::invalid(&field, &json!(ip), &text));
-            }
-        }
-    }
-    for (index, family) in families.iter().enumerate() {
-        if !offered.contains(&family.as_str()) && !(headless && selectorless) {
-            let field = format!("spec.ipFamilies[{index}]");
-            return Err(FieldError::invalid(
-                &field,
-                &json!(family),
-                "not configured on this cluster",
-            ));
-        }
-    }
-    if policy.is_empty() {
-        policy = match (families.len(), headless && selectorless) {
-            (2.., _) | (0, true) => "RequireDualStack",
-            _ => "SingleStack",
-        }
-        .to_owned();
-    }
-    let field = "spec.ipFamilyPolicy";
-    if policy == "SingleStack" && families.len() > 1 && old.is_none() {
-        let text = "may not be SingleStack when multiple 'ipFamilies' are specified";
-        return Err(FieldError::invalid(field, &json!(policy), text));
-    }
-    if policy == "RequireDualStack" && offered.len() < 2 && !(headless && selectorless) {
-        let text = "this cluster is not configured for dual-stack services";
-        return Err(FieldError::invalid(field, &json!(policy), text));
-    }
-    if families.is_empty() {
-        families.extend(offered.first().map(|family| (*family).to_owned()));
-    }
-    if policy == "SingleStack" {
-        families.truncate(1);
-    } else if families.len() == 1 {
-        let wanted = if headless && selectorless {
-            &["IPv4", "IPv6"][..]
-        } else {
-            &offered[..]
-        };
-        let other = wanted.iter().find(|family| **family != families[0]);
-        families.extend(other.map(|family| (*family).to_owned()));
-    }
-    let spec = child_mut(service, "spec");
-    spec.insert("ipFamilies".to_owned(), json!(families));
-    spec.insert("ipFamilyPolicy".to_owned(), policy.into());
-    Ok(())
 }
 
 /// Fills in the cluster addresses of all families.

@@ -193,7 +193,7 @@ mod tests {
             bytes,
             r#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"x"},"spec":{"metadata":{"a":1}}}"#
         );
-        let mut expected = object.clone();
+        let mut expected = object;
         set_revision(&mut expected, 17);
         let seen: Value = serde_json::from_slice(&with_revision(&bytes, 17)).unwrap();
         assert_eq!(seen, expected);
