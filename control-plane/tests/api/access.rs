@@ -13,6 +13,7 @@ async fn with_nodes() -> Lab {
         ips: vec!["127.0.0.1".parse().unwrap()],
     });
     let request = pki::Request {
+        default_server: "https://127.0.0.1".to_owned(),
         nodes: nodes.to_vec(),
         ..pki::Request::default()
     };
