@@ -107,6 +107,8 @@ enum Outcome {
 #[derive(Debug, Clone)]
 pub struct Handle {
     queue: mpsc::Sender<Msg>,
+    #[cfg(test)]
+    task: Option<tokio::task::AbortHandle>,
 }
 
 impl Handle {
@@ -143,9 +145,7 @@ pub struct Worker {
 /// Starts a worker for `pod`. `ended` is told its uid when nothing of the pod is left.
 pub fn spawn(ctx: Context, pod: Arc<Pod>, ended: mpsc::Sender<String>) -> Handle {
     let (queue, inbox) = mpsc::channel(QUEUE);
-    let handle = Handle {
-        queue: queue.clone(),
-    };
+    let to_worker = queue.clone();
     let id = PodId::of(&pod);
     let worker = Worker {
         report: report::Report::new(&pod),
@@ -167,8 +167,14 @@ pub fn spawn(ctx: Context, pod: Arc<Pod>, ended: mpsc::Sender<String>) -> Handle
         queue,
         inbox,
     };
-    tokio::spawn(worker.run(ended));
-    handle
+    let task = tokio::spawn(worker.run(ended));
+    #[cfg(not(test))]
+    drop(task);
+    Handle {
+        queue: to_worker,
+        #[cfg(test)]
+        task: Some(task.abort_handle()),
+    }
 }
 
 impl Worker {

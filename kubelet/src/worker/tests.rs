@@ -126,6 +126,7 @@ impl Lab {
     /// Another kubelet takes the place of this one.
     fn restart(&mut self) {
         self.pod.status = Some(self.status());
+        self.handle.task.take().unwrap().abort();
         let (handle, ended) = start(&self.ctx, &self.pod, &self.rt);
         self.handle = handle;
         self.ended = ended;

@@ -163,7 +163,7 @@ async fn missing_configuration_is_told_and_found_later() {
     let spec = "p: {containers: [{name: c, IMAGE, env: [{name: A, valueFrom: {configMapKeyRef: {name: cm, key: k}}}]}]}";
     let mut lab = Lab::new(spec).await;
     lab.wait("Pending c-CreateContainerConfigError(0)").await;
-    let data = std::collections::BTreeMap::from([("k".to_owned(), b"v".to_vec())]);
+    let data = BTreeMap::from([("k".to_owned(), b"v".to_vec())]);
     let kind = crate::volumes::payload::Kind::ConfigMap;
     lab.api.set(kind, "cm", Some(Arc::new(data)));
     lab.handle.tell(Msg::Object).await;
