@@ -115,11 +115,21 @@ pub struct Pages {
     pub health: Arc<Health>,
     /// For `/metrics`.
     pub metrics: Arc<Metrics>,
+    /// For `/metrics`, where cluster DNS is served.
+    pub dns: Option<Arc<dns::Counters>>,
     /// For `/proxyMode`.
     pub mode: &'static str,
 }
 
 impl Pages {
+    fn metrics_page(&self) -> String {
+        let mut text = self.metrics.render();
+        if let Some(counters) = &self.dns {
+            text.push_str(&crate::cluster_dns::metrics(counters));
+        }
+        text
+    }
+
     fn answer(&self, path: &str) -> Response<Full<Bytes>> {
         let (code, kind, body) = match path {
             "/healthz" | "/livez" => {
@@ -129,7 +139,7 @@ impl Pages {
             "/metrics" => (
                 StatusCode::OK,
                 "text/plain; version=0.0.4",
-                self.metrics.render(),
+                self.metrics_page(),
             ),
             "/proxyMode" => (StatusCode::OK, "text/plain", self.mode.to_owned()),
             _ => (

@@ -5,6 +5,7 @@
 //! ```
 
 pub mod backend;
+pub mod cluster_dns;
 pub mod config;
 pub mod health;
 pub mod manifests;

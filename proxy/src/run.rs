@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use tokio::sync::mpsc::{self, Sender};
 use crate::backend::iptables::apply::Plane;
 use crate::backend::iptables::desired::Desired;
 use crate::backend::iptables::{DetectLocal, Settings};
+use crate::cluster_dns::{self, Feed};
 use crate::config::{Config, Detect, From};
 use crate::health::{self, Health, Pages};
 use crate::metrics::Metrics;
@@ -111,7 +112,21 @@ pub async fn run(config: Config) -> Result<()> {
     let local = Local::observe(&config)?;
     let health = Arc::new(Health::new(config.sync_period * 2));
     let metrics = Arc::new(Metrics::default());
-    serve_pages(&config, &health, &metrics).await?;
+    let mut feed = None;
+    let mut dns = None;
+    if !config.dns_ips.is_empty() {
+        let (zone, counters) = cluster_dns::start(&config).await?;
+        let keep_all = matches!(config.from, From::Manifests(_));
+        feed = Some(Mutex::new(Feed::new(zone, keep_all)));
+        dns = Some(counters);
+    }
+    let pages = Pages {
+        health: health.clone(),
+        metrics: metrics.clone(),
+        dns,
+        mode: "iptables",
+    };
+    serve_pages(&config, &pages).await;
 
     let mut host = Kernel::open().context("open the kernel's door")?;
     let needs = node::Needs {
@@ -124,7 +139,12 @@ pub async fn run(config: Config) -> Result<()> {
     let engine = start_engine(&local, inbox, health.clone(), metrics)?;
     let sink = Sink {
         messages: messages.clone(),
-        also: Some(Arc::new(side_effects(&local, health, messages.clone()))),
+        also: Some(Arc::new(side_effects(
+            &local,
+            health,
+            feed,
+            messages.clone(),
+        ))),
     };
     tokio::spawn(rescan(local, messages.clone()));
     match &config.from {
@@ -134,7 +154,8 @@ pub async fn run(config: Config) -> Result<()> {
                 .await
                 .context("use the kubeconfig")?;
             let node = config.node_name.clone();
-            tokio::spawn(async move { watch::api_server(client, &node, sink).await });
+            let for_dns = !config.dns_ips.is_empty();
+            tokio::spawn(async move { watch::api_server(client, &node, for_dns, sink).await });
         }
     }
     stopped(&engine).await?;
@@ -165,12 +186,7 @@ async fn stopped(engine: &JoinHandle<()>) -> Result<()> {
     Ok(())
 }
 
-async fn serve_pages(config: &Config, health: &Arc<Health>, metrics: &Arc<Metrics>) -> Result<()> {
-    let pages = Pages {
-        health: health.clone(),
-        metrics: metrics.clone(),
-        mode: "iptables",
-    };
+async fn serve_pages(config: &Config, pages: &Pages) {
     for address in [config.healthz, config.metrics].into_iter().flatten() {
         match health::bind(address).await {
             Ok(listener) => {
@@ -180,7 +196,6 @@ async fn serve_pages(config: &Config, health: &Arc<Health>, metrics: &Arc<Metric
             Err(error) => tracing::error!("listen on {address}: {error}"),
         }
     }
-    Ok(())
 }
 
 /// Starts the loop on a thread of its own, where waiting for a program harms nobody.
@@ -235,14 +250,20 @@ fn start_engine(
         .context("start the sync loop")
 }
 
-/// What events mean beside services: the node's health, its pod networks.
+/// What events mean beside rules: names in DNS, the node's health, its pod networks.
 fn side_effects(
     local: &Local,
     health: Arc<Health>,
+    feed: Option<Mutex<Feed>>,
     messages: Sender<Message>,
 ) -> impl Fn(&Input) + Send + Sync + use<> {
     let local = local.clone();
     move |input| {
+        if let Some(feed) = &feed
+            && let Ok(mut feed) = feed.lock()
+        {
+            feed.apply(input);
+        }
         if let Some(goes) = watch::node_goes(input) {
             health.node_goes(goes);
         }

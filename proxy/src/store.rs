@@ -20,10 +20,10 @@ use crate::model::{
 };
 
 /// Another proxy serves a service with this label.
-const LABEL_OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
+pub const LABEL_OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
 
 /// Slices of headless services have this label; they are for DNS only.
-const LABEL_HEADLESS: &str = "service.kubernetes.io/headless";
+pub const LABEL_HEADLESS: &str = "service.kubernetes.io/headless";
 
 /// The label that names a node's zone.
 const LABEL_ZONE: &str = "topology.kubernetes.io/zone";

@@ -11,7 +11,7 @@ use futures::StreamExt;
 use tokio::sync::mpsc::Sender;
 
 use crate::manifests::{Manifests, ManifestsError};
-use crate::store::Input;
+use crate::store::{Input, LABEL_HEADLESS, LABEL_OTHER_PROXY};
 use crate::sync::Message;
 
 /// Annotations are read by nobody here, and `kubectl apply` keeps a whole copy of the object there.
@@ -44,13 +44,20 @@ impl Sink {
     }
 }
 
-/// Watches an API server, for ever.
-pub async fn api_server(client: Client, node: &str, sink: Sink) {
+/// Watches an API server, for ever. DNS wants to know of services, too, that have no rules.
+pub async fn api_server(client: Client, node: &str, for_dns: bool, sink: Sink) {
+    let selection = |label: &str| {
+        if for_dns {
+            Selection::default()
+        } else {
+            Selection::labels(format!("!{label}"))
+        }
+    };
     let services = client
-        .watch::<Service>(Resource::SERVICES, Selection::default())
+        .watch::<Service>(Resource::SERVICES, selection(LABEL_OTHER_PROXY))
         .map(|event| Input::Service(event.map(|service| Arc::new(slim(service)))));
     let slices = client
-        .watch::<EndpointSlice>(Resource::ENDPOINT_SLICES, Selection::default())
+        .watch::<EndpointSlice>(Resource::ENDPOINT_SLICES, selection(LABEL_HEADLESS))
         .map(|event| Input::Slice(event.map(Arc::new)));
     let own = Selection::fields(format!("metadata.name={node}"));
     let nodes = client

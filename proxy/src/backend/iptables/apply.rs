@@ -29,12 +29,8 @@ pub trait Rules {
 
 impl Rules for Iptables {
     fn save(&mut self) -> linux::Result<String> {
-        // Table by table: listing all would make legacy kernels load tables that nobody uses.
-        let mut text = String::new();
-        for table in Table::ALL {
-            text.push_str(&Self::save(self, Some(table.name()))?);
-        }
-        Ok(text)
+        // Without a table's name only tables that exist are listed, and none is made.
+        Self::save(self, None)
     }
 
     fn restore(&mut self, text: &str) -> linux::Result<()> {
