@@ -5,6 +5,8 @@ use serde_json::{Map, Value, json};
 
 use crate::kinds::Kind;
 
+mod service;
+
 /// Kinds whose `metadata.generation` counts changes of the wanted state.
 fn has_generation(kind: &Kind) -> bool {
     matches!(
@@ -88,7 +90,7 @@ pub fn prepare_update(kind: &Kind, old: &Value, new: &mut Value) {
         copy_member(old, new, "spec");
     }
     if (kind.group, kind.kind) == ("", "Service") {
-        keep_allocated(&old["spec"], &mut new["spec"]);
+        service::keep_allocated(&old["spec"], &mut new["spec"]);
     }
     if has_generation(kind) {
         let generation = old["metadata"]["generation"].as_i64().unwrap_or(0);
@@ -170,65 +172,6 @@ fn job_selector(job: &mut Map<String, Value>) {
         ("job-name", &name),
     ] {
         metadata["labels"][key] = value.as_str().into();
-    }
-}
-
-/// A Service that is replaced without naming its addresses and node ports keeps them; one that
-/// becomes an ExternalName gives them up.
-fn keep_allocated(old: &Value, new: &mut Value) {
-    let text = |spec: &Value, name: &str| spec[name].as_str().unwrap_or_default().to_owned();
-    let (before, after) = (text(old, "type"), text(new, "type"));
-    let Value::Object(spec) = new else { return };
-    if after == "ExternalName" && before != "ExternalName" {
-        let same = spec.get("clusterIP") == old.get("clusterIP");
-        if same {
-            for name in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
-                spec.shift_remove(name);
-            }
-        }
-    } else if after != "ExternalName" && before != "ExternalName" {
-        let unset = |spec: &Map<String, Value>, name: &str| {
-            spec.get(name)
-                .is_none_or(|v| v.is_null() || v == "" || v == &json!([]))
-        };
-        if unset(spec, "clusterIP") {
-            for name in ["clusterIP", "clusterIPs"] {
-                if let Some(value) = old.get(name) {
-                    spec.insert(name.into(), value.clone());
-                }
-            }
-        } else if unset(spec, "clusterIPs") && spec.get("clusterIP") == old.get("clusterIP") {
-            spec.extend(
-                old.get("clusterIPs")
-                    .map(|v| ("clusterIPs".to_owned(), v.clone())),
-            );
-        }
-        for name in ["ipFamilies", "ipFamilyPolicy"] {
-            if unset(spec, name)
-                && let Some(value) = old.get(name)
-            {
-                spec.insert(name.into(), value.clone());
-            }
-        }
-    }
-    let node_ports = |kind: &str| matches!(kind, "NodePort" | "LoadBalancer");
-    let Some(Value::Array(ports)) = spec.get_mut("ports") else {
-        return;
-    };
-    for port in ports.iter_mut().filter_map(Value::as_object_mut) {
-        let same = old["ports"].as_array().into_iter().flatten().find(|other| {
-            other.get("port") == port.get("port") && other.get("protocol") == port.get("protocol")
-        });
-        let had = same.and_then(|port| port.get("nodePort"));
-        if node_ports(&before) && node_ports(&after) {
-            if port.get("nodePort").is_none_or(|p| p.is_null() || p == 0)
-                && let Some(had) = had
-            {
-                port.insert("nodePort".into(), had.clone());
-            }
-        } else if node_ports(&before) && !node_ports(&after) && port.get("nodePort") == had {
-            port.shift_remove("nodePort");
-        }
     }
 }
 

@@ -124,3 +124,19 @@ fn a_pod_status_update_keeps_the_quality_of_service() {
             "status": {"phase": "Running", "qosClass": "Burstable"}})
     );
 }
+
+#[test]
+fn a_service_that_changes_its_type_drops_what_the_type_does_not_have() {
+    let kind = kind_by_gvk("", "v1", "Service").unwrap();
+    let old = json!({"metadata": {"name": "s"}, "spec": {"type": "NodePort", "clusterIP": "10.96.0.5",
+        "externalTrafficPolicy": "Cluster", "internalTrafficPolicy": "Cluster",
+        "ports": [{"port": 80, "protocol": "TCP", "nodePort": 30080}]}});
+    let mut new = old.clone();
+    new["spec"]["type"] = "ClusterIP".into();
+    prepare_update(kind, &old, &mut new);
+    assert_eq!(
+        new["spec"],
+        json!({"type": "ClusterIP", "clusterIP": "10.96.0.5", "internalTrafficPolicy": "Cluster",
+            "ports": [{"port": 80, "protocol": "TCP"}]})
+    );
+}
