@@ -11,7 +11,7 @@ use crate::backend::iptables::apply::{Plane, Report, Rules};
 use crate::backend::iptables::desired::Desired;
 use crate::health::Health;
 use crate::metrics::Metrics;
-use crate::store::{Input, Store};
+use crate::store::{Input, PortChange, Store};
 
 /// How long the loop waits for more events after the first: a rollout or a slice controller writes
 /// several objects within a millisecond or two.
@@ -67,7 +67,7 @@ pub struct Engine<R> {
     failures: u32,
 }
 
-impl<R: Rules> Engine<R> {
+impl<R: Rules + Send> Engine<R> {
     /// An engine over `planes`, one for each family. `on_synced` is called after the first sync.
     pub fn new(
         store: Store,
@@ -184,28 +184,30 @@ impl<R: Rules> Engine<R> {
     fn sync(&mut self) -> Duration {
         let start = Instant::now();
         let changes = self.store.take_changes();
+        // The programs of both families do not wait for each other.
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let jobs: Vec<_> = self
+                .planes
+                .iter_mut()
+                .map(|(family, plane)| scope.spawn(|| sync_plane(plane, changes.of(*family))))
+                .collect();
+            jobs.into_iter().map(|job| job.join()).collect()
+        });
         let mut failed = false;
-        for (family, plane) in &mut self.planes {
-            let changed = changes.of(*family);
-            plane.set(
-                changed
-                    .iter()
-                    .map(|(name, decision)| (name, decision.as_ref())),
-            );
-            let begin = Instant::now();
-            match plane.sync() {
-                Ok(report) => {
-                    self.metrics.synced(*family, report.full, begin.elapsed());
+        for ((family, plane), result) in self.planes.iter_mut().zip(results) {
+            match result {
+                Ok((Ok(report), took)) => {
+                    self.metrics.synced(*family, report.full, took);
                     self.health.synced(*family);
-                    log(*family, changed.len(), report, begin.elapsed());
+                    log(*family, changes.of(*family).len(), report, took);
+                    continue;
                 }
-                Err(error) => {
-                    failed = true;
-                    self.metrics.failures.add(1);
-                    plane.distrust();
-                    tracing::error!("{family} rules: {error}");
-                }
+                Ok((Err(error), _)) => tracing::error!("{family} rules: {error}"),
+                Err(_panic) => tracing::error!("{family} rules: the sync panicked"),
             }
+            failed = true;
+            self.metrics.failures.add(1);
+            plane.distrust();
         }
         self.metrics
             .ports
@@ -238,6 +240,20 @@ impl<R: Rules> Engine<R> {
             }
         }
     }
+}
+
+/// Sets the changed ports and makes the kernel's rules what is wanted.
+fn sync_plane<R: Rules>(
+    plane: &mut Plane<R>,
+    changed: &[PortChange],
+) -> (linux::Result<Report>, Duration) {
+    let begin = Instant::now();
+    plane.set(
+        changed
+            .iter()
+            .map(|(name, decision)| (name, decision.as_ref())),
+    );
+    (plane.sync(), begin.elapsed())
 }
 
 fn log(family: Family, ports: usize, report: Report, took: Duration) {

@@ -9,7 +9,7 @@ use super::desired::Desired;
 use super::diff::{self, Change, Known, Seen};
 use super::observe::{self, Observed};
 use super::render::render;
-use super::rule::{ChainRef, Rule, Table};
+use super::rule::{ChainRef, Rule};
 use crate::model::{Decision, PortName};
 
 /// Where rules are kept: the kernel, or a fake.
