@@ -18,8 +18,9 @@ pub(crate) struct Cache<K> {
     by_controller: BTreeMap<String, BTreeSet<Key>>,
     /// Names seen in the initial list that is running.
     listing: Option<BTreeSet<Key>>,
-    /// Creations of our own that no watch event has confirmed.
+    /// Creations of our own that no watch event has confirmed, and those of them that a sweep has seen.
     unconfirmed: BTreeSet<Key>,
+    doubtful: BTreeSet<Key>,
     tombs: BTreeSet<String>,
     tomb_order: VecDeque<String>,
     synced: bool,
@@ -32,6 +33,7 @@ impl<K> Default for Cache<K> {
             by_controller: BTreeMap::new(),
             listing: None,
             unconfirmed: BTreeSet::new(),
+            doubtful: BTreeSet::new(),
             tombs: BTreeSet::new(),
             tomb_order: VecDeque::new(),
             synced: false,
@@ -108,6 +110,7 @@ impl<K: Resource> Cache<K> {
     pub(crate) fn seen(&mut self, object: Arc<K>) -> Option<Option<Arc<K>>> {
         let key = Key::of(object.meta());
         self.unconfirmed.remove(&key);
+        self.doubtful.remove(&key);
         if let Some(listing) = &mut self.listing {
             listing.insert(key.clone());
         }
@@ -154,6 +157,12 @@ impl<K: Resource> Cache<K> {
         Some(old)
     }
 
+    /// Drops creations that the watch did not show between two sweeps: they were gone before it could.
+    pub(crate) fn sweep(&mut self) -> Vec<Arc<K>> {
+        let lost = std::mem::replace(&mut self.doubtful, std::mem::take(&mut self.unconfirmed));
+        lost.iter().filter_map(|key| self.remove(key)).collect()
+    }
+
     /// The watch says that this object is gone.
     pub(crate) fn gone(&mut self, meta: &ObjectMeta) -> Option<Arc<K>> {
         let key = Key::of(meta);
@@ -182,6 +191,7 @@ impl<K: Resource> Cache<K> {
     fn remove(&mut self, key: &Key) -> Option<Arc<K>> {
         let old = self.items.remove(key)?;
         self.unconfirmed.remove(key);
+        self.doubtful.remove(key);
         self.unindex(&controller_uid(old.meta()), key);
         Some(old)
     }

@@ -103,6 +103,14 @@ macro_rules! kinds {
                     .map(|old| Touch::$kind { old: Some(old), new: None }).collect()),* }
             }
 
+            /// Drops creations of our own that the watches never showed.
+            pub(crate) fn sweep(&mut self) -> Vec<Touch> {
+                let mut touches = Vec::new();
+                $(touches.extend(self.$field.sweep().into_iter()
+                    .map(|old| Touch::$kind { old: Some(old), new: None }));)*
+                touches
+            }
+
             /// Takes in an object as the watch (or the initial list) gave it.
             pub(crate) fn seen(&mut self, object: Object) -> Option<Touch> {
                 match object { $(Object::$kind(object) => self.$field.seen(Arc::clone(&object))

@@ -98,3 +98,15 @@ fn what_was_written_and_is_gone_is_not_put_back() {
     assert!(cache.written(pod("a", "1", 5, None), false).is_none());
     assert_eq!(cache.len(), 0);
 }
+
+#[test]
+fn a_creation_that_no_watch_shows_is_dropped_at_last() {
+    let mut cache = Cache::default();
+    cache.written(pod("a", "1", 5, None), true);
+    cache.written(pod("b", "2", 6, None), true);
+    assert!(cache.sweep().is_empty());
+    cache.seen(pod("b", "2", 6, None));
+    assert_eq!(cache.sweep().len(), 1);
+    assert_eq!(names(&cache), ["b"]);
+    assert!(cache.sweep().is_empty());
+}

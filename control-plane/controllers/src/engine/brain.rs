@@ -134,7 +134,11 @@ pub(crate) struct Brain {
     turn: usize,
     /// Every cache holds what its initial list showed; nothing is decided before.
     started: bool,
+    swept: Duration,
 }
+
+/// How often creations that no watch has shown are looked at; they may be one or two periods old when they are dropped.
+const SWEEP_PERIOD: Duration = Duration::from_secs(60);
 
 impl Brain {
     pub(crate) fn new(config: Config) -> Self {
@@ -146,6 +150,7 @@ impl Brain {
                 .collect(),
             turn: 0,
             started: false,
+            swept: Duration::ZERO,
         }
     }
 
@@ -192,6 +197,12 @@ impl Brain {
     pub(crate) fn next_job(&mut self, now: Now) -> Option<Job> {
         if !self.started {
             return None;
+        }
+        if now.mono.saturating_sub(self.swept) >= SWEEP_PERIOD {
+            self.swept = now.mono;
+            for touch in self.view.sweep() {
+                self.touched(Some(touch), now);
+            }
         }
         let count = Controller::ALL.len();
         let mut idle = 0;
