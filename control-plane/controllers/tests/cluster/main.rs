@@ -6,6 +6,7 @@
 )]
 
 mod kubelet;
+mod network;
 
 use std::time::{Duration, Instant};
 
@@ -22,9 +23,9 @@ use serde_json::{Value, json};
 const DEADLINE: Duration = Duration::from_secs(20);
 
 struct Cluster {
-    server: Server,
+    server: Option<Server>,
     client: Client,
-    data: tempfile::TempDir,
+    data: Option<tempfile::TempDir>,
 }
 
 fn options(data: &std::path::Path, store: &str) -> Options {
@@ -52,10 +53,17 @@ impl Cluster {
         let server = Server::start(options(data.path(), store)).await.unwrap();
         let client = inprocess::client(&server.app, CONTROLLERS_USER);
         Self {
-            server,
+            server: Some(server),
             client,
-            data,
+            data: Some(data),
         }
+    }
+
+    async fn stop(self) -> Option<tempfile::TempDir> {
+        if let Some(server) = self.server {
+            server.stop().await;
+        }
+        self.data
     }
 
     async fn with_nodes(names: &[&str]) -> Self {
@@ -268,7 +276,7 @@ async fn a_deployment_serves_rolls_and_scales() {
         has("ScalingReplicaSet") && has("SuccessfulCreate") && has("Scheduled")
     })
     .await;
-    cluster.server.stop().await;
+    cluster.stop().await;
 }
 
 #[tokio::test]
@@ -323,7 +331,7 @@ async fn other_workloads_and_the_end_of_a_namespace() {
             .items
             .is_empty()
     );
-    cluster.server.stop().await;
+    cluster.stop().await;
 }
 
 #[tokio::test]
@@ -371,7 +379,7 @@ async fn owners_of_kinds_without_a_typed_cache() {
         gone("owner").await && gone("kept").await
     })
     .await;
-    cluster.server.stop().await;
+    cluster.stop().await;
 }
 
 #[test]
@@ -410,6 +418,6 @@ async fn give_slices(
     all.dedup();
     assert_eq!(all.len(), (round + 1) * 8, "{all:?}");
     assert!(known.iter().all(|cidr| all.contains(cidr)), "slices stay");
-    cluster.server.stop().await;
-    (cluster.data, all)
+    let data = cluster.stop().await;
+    (data.unwrap(), all)
 }
