@@ -6,6 +6,7 @@
 //! `convert::to_storage`, `defaults::apply`, `strategy::prepare_*`, `validate::{create, update}`.
 //! Names, uids, times, versions and addresses are the server's own.
 
+pub mod apply;
 pub mod convert;
 pub mod defaults;
 pub mod discovery;
