@@ -1,5 +1,9 @@
 //! `kubelet`: see `kubelet --help`.
 
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::time::Duration;
+
 use clap::Parser;
 use kubelet::config::Config;
 use tracing_subscriber::EnvFilter;
@@ -7,15 +11,29 @@ use tracing_subscriber::EnvFilter;
 /// Threads for blocking work at a time: each plugin call, container start or probe by exec holds one.
 const BLOCKING_THREADS: usize = 64;
 /// Idle ones end after this time, and give their memory back.
-const IDLE: std::time::Duration = std::time::Duration::from_secs(2);
+const IDLE: Duration = Duration::from_secs(2);
 
-fn main() -> anyhow::Result<()> {
-    let config = Config::parse();
+#[expect(
+    clippy::print_stderr,
+    reason = "the one line that says why we do not run"
+)]
+fn main() -> ExitCode {
+    match start(Config::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("kubelet: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(config: Config) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&config.log_level)
         .map_err(|e| anyhow::anyhow!("--log-level {}: {e}", config.log_level))?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use client::{Client, Resource, Selection};
@@ -26,6 +27,8 @@ use crate::{server, services, tls};
 
 /// Messages that may wait.
 const QUEUE: usize = 64;
+/// Loading an image changes several files; the last one makes it usable.
+const IMAGES_QUIET: Duration = Duration::from_millis(50);
 
 fn node(config: &Config) -> Node {
     let (cpu_milli, memory_bytes) = facts::capacity();
@@ -100,9 +103,15 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
     let runtime = ctx.rt.watch()?;
     let (retry, retries) = mpsc::channel(1);
     let (wake_node, wake) = mpsc::channel(1);
-    let dirs = Notice::watch(&[&config.cni_conf_dir, &config.images_dir], false);
-    let dirs = dirs.context("watch --cni-conf-dir and --images-dir")?;
-    tokio::spawn(notify(dirs, retry, wake_node));
+    let dirs = [
+        (&config.cni_conf_dir, "--cni-conf-dir", Duration::ZERO),
+        (&config.images_dir, "--images-dir", IMAGES_QUIET),
+    ];
+    for (dir, flag, quiet) in dirs {
+        let notice = Notice::watch(&[dir], false);
+        let notice = notice.with_context(|| format!("watch {flag} {}", dir.display()))?;
+        tokio::spawn(notify(notice, quiet, [retry.clone(), wake_node.clone()]));
+    }
     tokio::spawn(events::run(client.clone(), node.name.clone(), happened));
     tokio::spawn(services::run(client.clone(), tell_services));
     let mut keeper = Keeper::new(
@@ -140,11 +149,12 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Passes changes of the configuration and image directories on.
-async fn notify(mut dirs: Notice, retry: mpsc::Sender<()>, node: mpsc::Sender<()>) {
-    while dirs.changed().await.is_ok() {
-        // A message that is waiting says the same.
-        for listener in [&retry, &node] {
+/// Passes changes of a directory on, when it has been quiet for some time.
+async fn notify(mut dir: Notice, quiet: Duration, listeners: [mpsc::Sender<()>; 2]) {
+    while dir.changed().await.is_ok() {
+        while let Ok(Ok(())) = tokio::time::timeout(quiet, dir.changed()).await {}
+        for listener in &listeners {
+            // A message that is waiting says the same.
             if let Err(mpsc::error::TrySendError::Closed(())) = listener.try_send(()) {
                 return;
             }

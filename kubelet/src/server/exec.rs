@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{SplitSink, SplitStream};
@@ -18,7 +19,8 @@ use tokio::sync::Mutex;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 
 use super::channel::{self, FromClient};
 use super::{Body, Query, text};
@@ -28,6 +30,8 @@ use crate::stream;
 
 /// Bytes of output in one message.
 const OUTPUT: usize = 16 << 10;
+/// A caller has this long to answer the end of a session.
+const GOODBYE_LIMIT: Duration = Duration::from_secs(2);
 
 type Socket = WebSocketStream<TokioIo<Upgraded>>;
 type Sink = Arc<Mutex<SplitSink<Socket, Message>>>;
@@ -159,7 +163,7 @@ fn switching(key: &str, protocol: &'static str) -> Response<Body> {
 
 async fn refuse(mut socket: Socket, why: String) {
     let end = Message::Binary(channel::end(Err(why)));
-    for message in [end, Message::Close(None)] {
+    for message in [end, goodbye()] {
         if let Err(e) = socket.send(message).await {
             return tracing::debug!(error = %e, "refusing a session");
         }
@@ -171,7 +175,7 @@ async fn join(socket: Socket, session: ExecSession, wanted: Wanted, verb: Verb) 
     let (sink, source) = socket.split();
     let sink: Sink = Arc::new(Mutex::new(sink));
     let control: Arc<dyn ExecControl> = session.control.into();
-    let input = tokio::spawn(input(
+    let mut input = tokio::spawn(input(
         source,
         sink.clone(),
         session.stdin,
@@ -185,21 +189,30 @@ async fn join(socket: Socket, session: ExecSession, wanted: Wanted, verb: Verb) 
         let (_, _, code) = futures::join!(out, err, blocking(move || waiter.wait()));
         code
     };
-    let abort = input.abort_handle();
     tokio::select! {
         code = ended => {
-            abort.abort();
             let end = channel::end(code.map_err(|e| e.message));
             say(&sink, Message::Binary(end)).await;
-            say(&sink, Message::Close(None)).await;
+            say(&sink, goodbye()).await;
+            // The caller answers the goodbye; closing before that could cost it our last words.
+            if tokio::time::timeout(GOODBYE_LIMIT, &mut input).await.is_err() {
+                input.abort();
+            }
         }
         // The caller is gone: nobody waits for the program.
-        _ = input => {
+        _ = &mut input => {
             if verb == Verb::Exec {
                 blocking(move || control.kill()).await;
             }
         }
     }
+}
+
+fn goodbye() -> Message {
+    Message::Close(Some(CloseFrame {
+        code: CloseCode::Normal,
+        reason: "".into(),
+    }))
 }
 
 async fn say(sink: &Sink, message: Message) -> bool {
