@@ -89,9 +89,7 @@ impl Prover {
     /// A killed container is started again in the same pod.
     pub(super) async fn killed_container(&self) -> Result<()> {
         let victim = self.one("app=web").await?;
-        let node = self.node(&victim.node)?;
-        let id = victim.container_id.rsplit('/').next().unwrap_or_default();
-        let group = format!("{}/kubepods/pod{}/{id}", node.cgroup, victim.uid);
+        let group = self.container_cgroup(&victim)?;
         let groups = Hierarchies::detect()?;
         ensure!(
             !groups.pids(&group).is_empty(),

@@ -139,6 +139,14 @@ impl Prover {
         api::exec(&self.client, NAMESPACE, pod, &["sh", "-c", script]).await
     }
 
+    /// The control group of a pod's container.
+    fn container_cgroup(&self, pod: &Replica) -> Result<String> {
+        let id = pod.container_id.rsplit('/').next().unwrap_or_default();
+        let own = id.strip_prefix(&format!("{}-", pod.uid.replace('-', "")));
+        let own = own.with_context(|| format!("container id {id} is not one of ours"))?;
+        Ok(format!("{}/kubepods/pod{}/{own}", self.node(&pod.node)?.cgroup, pod.uid))
+    }
+
     fn node(&self, name: &str) -> Result<NodeLayout> {
         let node = self.layout.nodes().into_iter().find(|n| n.name == name);
         node.with_context(|| format!("no node {name} in this cluster"))

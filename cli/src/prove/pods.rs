@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use linux::cgroup::Hierarchies;
@@ -69,20 +68,16 @@ impl Prover {
 
     /// The limit as the kernel has it.
     fn memory_limit(&self, pod: &Replica) -> Result<()> {
-        let node = self.node(&pod.node)?;
-        let id = pod.container_id.rsplit('/').next().unwrap_or_default();
-        let mut found = Vec::new();
-        for dir in Hierarchies::detect()?.dirs(&node.cgroup) {
-            find(&dir, id, &mut found);
-        }
-        let limit = found.iter().find_map(|dir| {
+        let group = self.container_cgroup(pod)?;
+        let dirs = Hierarchies::detect()?.dirs(&group);
+        let limit = dirs.iter().find_map(|dir| {
             ["memory.limit_in_bytes", "memory.max"]
                 .iter()
                 .find_map(|file| fs::read_to_string(dir.join(file)).ok()?.trim().parse().ok())
         });
         match limit {
             Some(MEMORY_LIMIT) => Ok(()),
-            other => bail!("container {id} has memory limit {other:?} in {found:?}"),
+            other => bail!("control group {group} has memory limit {other:?}"),
         }
     }
 
@@ -111,7 +106,7 @@ impl Prover {
             };
             let url = format!("http://{host}:{POD_PORT}{WHOAMI}");
             let text = self
-                .sh(&client.name, &format!("wget -T 5 -qO- '{url}'"))
+                .sh(&client.name, &format!("timeout 5 wget -qO- '{url}'"))
                 .await?;
             let answer = traffic::parse(&text)?;
             ensure!(
@@ -129,18 +124,5 @@ impl Prover {
         }
         fact(&format!("pod to pod {how}: {}", seen.join(", ")));
         Ok(())
-    }
-}
-
-/// Directories below `dir` whose name ends with the container's id.
-fn find(dir: &Path, id: &str, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            if entry.file_name().to_string_lossy().ends_with(id) {
-                found.push(path.clone());
-            }
-            find(&path, id, found);
-        }
     }
 }

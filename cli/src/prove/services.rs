@@ -33,7 +33,7 @@ impl Prover {
         let client = self.client_pod().await?;
         let ip = self.cluster_ip_of("web").await?;
         let script = format!(
-            "for i in $(seq {REQUESTS}); do wget -T 5 -qO- http://{ip}{WHOAMI} || exit 1; done"
+            "for i in $(seq {REQUESTS}); do timeout 5 wget -qO- http://{ip}{WHOAMI} || exit 1; done"
         );
         let text = self.sh(&client.name, &script).await?;
         let answers = text
@@ -91,7 +91,7 @@ impl Prover {
         ];
         for name in names {
             let url = format!("http://{name}{WHOAMI}");
-            self.sh(&client.name, &format!("wget -T 5 -qO- {url}"))
+            self.sh(&client.name, &format!("timeout 5 wget -qO- {url}"))
                 .await?;
         }
         fact(&format!("cluster DNS: a pod reaches {}", names.join(", ")));

@@ -37,7 +37,7 @@ fn wait_containers(cluster: &Cluster, count: usize) -> Result<BTreeMap<String, S
 }
 
 fn served(cluster: &Cluster) -> Result<()> {
-    let script = "for i in $(seq 10); do wget -T 5 -qO- http://web/cgi-bin/whoami || exit 1; done";
+    let script = "for i in $(seq 10); do timeout 5 wget -qO- http://web/cgi-bin/whoami || exit 1; done";
     cluster
         .kubectl(&["exec", "client", "--", "sh", "-c", script])
         .map(|_| ())

@@ -62,7 +62,7 @@ pub(crate) fn dual_stack(cluster: &Cluster) -> Result<()> {
             ip.to_owned()
         };
         let script = format!(
-            "for i in $(seq 60); do wget -T 5 -qO- 'http://{host}:8081/cgi-bin/whoami' || exit 1; done"
+            "for i in $(seq 60); do timeout 5 wget -qO- 'http://{host}:8081/cgi-bin/whoami' || exit 1; done"
         );
         let ask = || cluster.kubectl(&["exec", "client", "--", "sh", "-c", &script]);
         let text = wait_until("the dual-stack service", POD_TIMEOUT, ask)?;
