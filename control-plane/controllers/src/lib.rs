@@ -9,7 +9,7 @@
 //!   -> apply (the only place that writes)            -> answers go back into the view
 //! ```
 //!
-//! One task owns the view and the queues ([`engine::brain::Brain`]), so no reconcile ever sees half an event. What a
+//! One task owns the view and the queues (`engine::brain`), so no reconcile ever sees half an event. What a
 //! write answered is put into the view before the key may run again: a controller never acts on a cache that is older
 //! than its own last write, which is what upstream's "expectations" are for.
 
@@ -18,7 +18,7 @@ pub mod config;
 mod daemonset;
 mod deployment;
 mod endpointslice;
-pub mod engine;
+mod engine;
 mod gc;
 mod job;
 mod kinds;

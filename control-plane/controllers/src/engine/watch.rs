@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt, pin_mut};
@@ -142,26 +143,55 @@ async fn typed<K>(
     }
 }
 
-/// The events of a watch that is started again after errors, of which only the first in a row is told.
+/// How many watches are failing. A server that goes away fails them all, and the first says enough.
+static FAILING: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether one watch is failing; counted in [`FAILING`] also when the watch itself ends.
+#[derive(Default)]
+struct Health {
+    failing: bool,
+}
+
+impl Health {
+    fn set(&mut self, failing: bool, tell: impl FnOnce(bool)) {
+        if failing && !self.failing {
+            tell(FAILING.fetch_add(1, Ordering::Relaxed) == 0);
+        } else if !failing && self.failing && FAILING.fetch_sub(1, Ordering::Relaxed) == 1 {
+            tracing::info!("all watches work again");
+        }
+        self.failing = failing;
+    }
+}
+
+impl Drop for Health {
+    fn drop(&mut self) {
+        if self.failing {
+            FAILING.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The events of a watch that is started again after errors, of which only the first is told.
 fn watched<T: Send + 'static>(
     stream: impl Stream<Item = watcher::Result<Event<T>>> + Send + 'static,
     what: &str,
 ) -> impl Stream<Item = Event<T>> + Send + 'static {
     let what = what.to_owned();
-    let mut failing = false;
+    let mut health = Health::default();
     StreamBackoff::new(stream, Retry(RETRY_FIRST)).filter_map(move |event| {
         let event = match event {
             Ok(event) => {
-                failing = false;
+                health.set(false, |_| {});
                 Some(event)
             }
             Err(error) => {
-                if failing {
-                    tracing::debug!("watch {what}: {error}");
-                } else {
-                    tracing::warn!("watch {what}: {error}; trying again");
-                }
-                failing = true;
+                health.set(true, |first| {
+                    if first {
+                        tracing::warn!("watch {what}: {error}; trying again");
+                    } else {
+                        tracing::debug!("watch {what}: {error}; trying again");
+                    }
+                });
                 None
             }
         };
