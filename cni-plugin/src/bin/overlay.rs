@@ -1,5 +1,6 @@
 //! `overlay`: joins the pods of all nodes. One daemon on each node.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -101,8 +102,9 @@ fn log_to_stderr(filter: &str) -> Result<()> {
         Err(error) => (tracing_subscriber::EnvFilter::new("info"), Some(error)),
     };
     tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(filter.add_directive(client::LOG_DIRECTIVE.parse()?))
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
     match error {

@@ -20,3 +20,7 @@ pub use config::KubeconfigError;
 pub use error::{Error, Result};
 pub use requests::{Client, Patch};
 pub use resource::{Resource, Selection};
+
+/// A directive for `tracing`'s filter that silences a layer below, which logs every refused
+/// connection as an error of its own. Ours are logged where they are dealt with.
+pub const LOG_DIRECTIVE: &str = "kube_client::client::builder=off";
