@@ -89,6 +89,8 @@ impl Daemon {
 fn before_exec(command: &mut Command, netns: Option<OwnedFd>, mut groups: Vec<File>) {
     let enter = move || -> io::Result<()> {
         nix::unistd::setsid()?;
+        // A mask survives exec: the daemon must hear the signals that its starter waits for.
+        nix::sys::signal::SigSet::empty().thread_set_mask()?;
         for group in &mut groups {
             // "0" is the writing process itself (cgroups(7)).
             group.write_all(b"0")?;
