@@ -1,5 +1,6 @@
 //! Containers on the real kernel: needs root and a static busybox.
 
+#[cfg(test)]
 mod common;
 
 use std::fs::{self, File};
@@ -11,6 +12,7 @@ use common::{Bench, bench, open, read_all, wait_for};
 use nix::sys::signal::Signal;
 use runtime::{ContainerState, ExecSpec, Limits, Mount, SandboxSpec, User};
 
+#[cfg(test)]
 fn exec_spec(script: &str) -> ExecSpec {
     ExecSpec {
         argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
@@ -19,6 +21,7 @@ fn exec_spec(script: &str) -> ExecSpec {
 }
 
 /// Runs a script in a container: exit code and standard output.
+#[cfg(test)]
 fn exec(bench: &Bench, id: &str, script: &str) -> (i32, String) {
     let mut session = bench.runtime.exec(id, &exec_spec(script)).unwrap();
     let out = read_all(session.stdout.take());
@@ -322,12 +325,16 @@ fn client() {
         "c",
         "echo one; while ! test -e /tmp/go; do sleep 0.01; done; echo two; exit 9",
     );
-    bench.run("p", "d", "sleep 1000");
-    fs::write(bench.dir.join("made"), "").unwrap();
+    bench.run(
+        "p",
+        "d",
+        "trap 'echo asked' TERM; echo up; while :; do sleep 0.01; done",
+    );
+    wait_for("trap", || bench.log("d").first().cloned());
     // Its stop goes on without it.
     bench
         .runtime
-        .stop_container("d", Duration::from_secs(1), Some(Signal::SIGWINCH))
+        .stop_container("d", Duration::from_secs(1), Some(Signal::SIGTERM))
         .unwrap();
 }
 

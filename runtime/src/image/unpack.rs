@@ -36,7 +36,8 @@ pub(super) fn layer(archive: &mut impl Read, dir: &Path) -> io::Result<u64> {
             .file_name()
             .and_then(|n| n.to_str())
             .unwrap_or_default();
-        let title = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
+        let title =
+            |e: io::Error| io::Error::new(e.kind(), format!("{}: {}", path.display(), root(&e)));
         if name == OPAQUE {
             set_opaque(&parent(&dir, &path)?).map_err(title)?;
         } else if let Some(hidden) = name.strip_prefix(WHITEOUT) {
@@ -69,8 +70,9 @@ fn unpack<R: Read>(entry: &mut tar::Entry<'_, R>, dir: &Path, path: &Path) -> io
                 EntryType::Block => SFlag::S_IFBLK,
                 _ => SFlag::S_IFIFO,
             };
-            let major = header.device_major()?.unwrap_or(0);
-            let minor = header.device_minor()?.unwrap_or(0);
+            // Some archivers leave the fields of pipes empty.
+            let major = header.device_major().ok().flatten().unwrap_or(0);
+            let minor = header.device_minor().ok().flatten().unwrap_or(0);
             mknod(
                 &target,
                 kind,
@@ -113,6 +115,15 @@ fn clear_way(target: &Path, dir_comes: bool) -> io::Result<bool> {
         (false, _) => fs::remove_file(target)?,
     }
     Ok(hidden)
+}
+
+/// The cause at the bottom: the tar library's errors do not quote theirs.
+fn root(error: &io::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
 }
 
 /// The path inside the layer, without anything that leads elsewhere.

@@ -23,7 +23,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// A runtime of its own.
 pub(crate) struct Bench {
     /// Everything of it, removed with it.
-    _temp: Option<tempfile::TempDir>,
+    temp: Option<tempfile::TempDir>,
     pub(crate) dir: PathBuf,
     pub(crate) runtime: Runtime,
     pub(crate) cgroup: String,
@@ -42,16 +42,13 @@ pub(crate) fn bench(test: &str) -> Option<Bench> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let n = NEXT.fetch_add(1, Ordering::Relaxed);
     let cgroup = format!("/seaway-test-{}-{n}", std::process::id());
-    let dir = tempfile::tempdir().unwrap();
-    let runtime = open(dir.path(), &cgroup);
-    let archive = dir.path().join("busybox.tar");
+    let temp = tempfile::tempdir().unwrap();
+    let mut bench = Bench::again(temp.path(), &cgroup);
+    let archive = bench.dir.join("busybox.tar");
     image().write(&archive).unwrap();
-    runtime.images().load(&archive).unwrap();
-    Some(Bench {
-        dir,
-        runtime,
-        cgroup,
-    })
+    bench.runtime.images().load(&archive).unwrap();
+    bench.temp = Some(temp);
+    Some(bench)
 }
 
 pub(crate) fn open(dir: &Path, cgroup: &str) -> Runtime {
@@ -99,7 +96,7 @@ impl Bench {
     pub(crate) fn again(dir: &Path, cgroup: &str) -> Self {
         let (runtime, cgroup) = (open(dir, cgroup), cgroup.to_owned());
         Self {
-            _temp: None,
+            temp: None,
             dir: dir.canonicalize().unwrap(),
             runtime,
             cgroup,
