@@ -15,3 +15,4 @@ pub mod rest;
 pub mod server;
 pub mod store;
 pub mod streams;
+pub mod upkeep;

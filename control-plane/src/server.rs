@@ -14,7 +14,7 @@ use crate::auth::tokens::Tokens;
 use crate::http::{inprocess, listen};
 use crate::pki::{self, Layout};
 use crate::streams::Kubelets;
-use crate::{bootstrap, store};
+use crate::{bootstrap, store, upkeep};
 
 /// User name of the controllers and the scheduler.
 pub const CONTROLLERS_USER: &str = "system:kube-controller-manager";
@@ -87,6 +87,7 @@ impl Server {
                 tls.clone(),
             )));
         }
+        tasks.push(tokio::spawn(upkeep::run(Arc::clone(&app))));
         if options.controllers {
             tasks.push(tokio::spawn(controllers(Arc::clone(&app), options, ca_pem)));
         }

@@ -21,8 +21,11 @@ use crate::app::App;
 use crate::auth::{Peer, User};
 use crate::pki::{Layout, subject_of};
 
-/// Time a client has for the TLS handshake, and then for the head of a request.
+/// Time a client has for the TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time until the head of a request is there. It also ends idle connections, so it is longer than
+/// the 90 seconds for which clients (Go's net/http, hyper) keep theirs.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
 /// Connections at one time; further ones wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 4_096;
 /// Streams on one HTTP/2 connection, as kube-apiserver's --http2-max-streams-per-connection.
@@ -126,7 +129,7 @@ async fn connection(app: Arc<App>, stream: TcpStream, from: SocketAddr, tls: Tls
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HANDSHAKE_TIMEOUT);
+        .header_read_timeout(HEAD_TIMEOUT);
     builder
         .http2()
         .timer(TokioTimer::new())

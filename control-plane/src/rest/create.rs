@@ -41,6 +41,7 @@ pub async fn create(app: &Arc<App>, call: &Call) -> Result<Response<Body>> {
         &mut warnings,
     )?;
     place(kind, call.target.namespace.as_deref(), &mut object)?;
+    metadata_mut(&mut object).shift_remove("managedFields");
     let object = to_storage(kind, object);
     let (object, _) = insert(app, &call.user, kind.storage(), object, options.dry_run).await?;
     let object = from_storage(kind, object);

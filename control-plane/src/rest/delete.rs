@@ -71,6 +71,7 @@ pub async fn delete_collection(app: &Arc<App>, call: &Call) -> Result<Response<B
             namespace: text(&object, "/metadata/namespace"),
             name: name_of(&kv.key),
             user: &call.user,
+            manager: None,
         };
         match remove(app, one, &options).await {
             Ok(Outcome::Gone(object) | Outcome::Marked(object)) => {

@@ -1,5 +1,6 @@
 //! The generic resource handlers: one for every verb, over every kind.
 
+pub mod apply;
 pub mod body;
 pub mod create;
 pub mod delete;

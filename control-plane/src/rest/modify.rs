@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use http::{Response, StatusCode};
+use jiff::Timestamp;
+use schema::apply::Writer;
 use schema::kinds::Kind;
 use serde_json::Value;
 
@@ -42,6 +44,8 @@ pub struct Subject<'a> {
     pub name: &'a str,
     /// Who changes it.
     pub user: &'a User,
+    /// Whose fields the changed ones become, for objects under server-side apply.
+    pub manager: Option<&'a str>,
 }
 
 /// Handles PUT of an object, or of its status.
@@ -90,7 +94,20 @@ pub fn subject(call: &Call) -> Subject<'_> {
         namespace: call.target.namespace(),
         name: call.target.name(),
         user: &call.user,
+        manager: Some(manager(call)),
     }
+}
+
+/// The name under which a client's fields are kept: what it says, or the program it is.
+fn manager(call: &Call) -> &str {
+    call.query.get("fieldManager").unwrap_or_else(|| {
+        let agent = call.head.headers.get(http::header::USER_AGENT);
+        let agent = agent.and_then(|agent| agent.to_str().ok()).unwrap_or("");
+        match agent.split('/').next().unwrap_or("") {
+            "" => "unknown",
+            program => program,
+        }
+    })
 }
 
 /// The part a request may change.
@@ -115,6 +132,7 @@ pub async fn modify(
         namespace,
         name,
         user,
+        manager,
     } = subject;
     let kind = asked.storage();
     let key = key(kind, namespace, name);
@@ -135,6 +153,15 @@ pub async fn modify(
             }
             Part::Status => schema::strategy::prepare_status_update(kind, &old, &mut new),
             Part::Whole => {}
+        }
+        if let Some(manager) = manager {
+            let subresource = if part == Part::Status { "status" } else { "" };
+            let writer = Writer {
+                manager,
+                subresource,
+                now: Timestamp::now(),
+            };
+            schema::apply::track_update(kind, &old, &mut new, &writer);
         }
         let mut ops = match part {
             Part::Main => admit::update(app, user, kind, &old, &mut new).await?,

@@ -18,7 +18,7 @@ use crate::http::negotiate::content_type;
 
 /// Media types of the patches served.
 const ACCEPTED: &str = "application/json-patch+json, application/merge-patch+json, \
-                        application/strategic-merge-patch+json";
+                        application/strategic-merge-patch+json, application/apply-patch+yaml";
 
 /// A patch as sent.
 pub struct Patch {
@@ -40,14 +40,6 @@ impl Patch {
             "application/json-patch+json" => Form::Json,
             "application/merge-patch+json" => Form::Merge,
             "application/strategic-merge-patch+json" => Form::Strategic,
-            "application/apply-patch+yaml" | "application/apply-patch+cbor" => {
-                let mut error = ApiError::unsupported_media_type(ACCEPTED);
-                error.message = format!(
-                    "server-side apply is not supported by this server yet - use client-side apply; {}",
-                    error.message
-                );
-                return Err(error);
-            }
             _ => return Err(ApiError::unsupported_media_type(ACCEPTED)),
         };
         let value = serde_json::from_slice(&call.body)
@@ -76,6 +68,9 @@ impl Patch {
 /// Handles PATCH of an object, or of its status.
 pub async fn patch(app: &Arc<App>, call: &Call) -> Result<Response<Body>> {
     let kind = call.target.kind;
+    if content_type(&call.head.headers) == "application/apply-patch+yaml" {
+        return super::apply::apply(app, call).await;
+    }
     let options = WriteOptions::parse(&call.query)?;
     let patch = Patch::parse(call)?;
     let name = call.target.name();

@@ -49,6 +49,7 @@ pub async fn bind(app: &Arc<App>, call: &Call) -> Result<Response<Body>> {
         namespace: call.target.namespace(),
         name,
         user: &call.user,
+        manager: None,
     };
     modify(app, pod, Part::Whole, options.dry_run, |old| {
         let refuse = |text: String| Err(ApiError::conflict(kind, name, &text));
@@ -115,6 +116,7 @@ pub async fn evict(app: &Arc<App>, call: &Call) -> Result<Response<Body>> {
         namespace,
         name,
         user: &call.user,
+        manager: None,
     };
     match remove(app, subject, &options).await? {
         Outcome::Gone(_) | Outcome::Marked(_) => Ok(done(StatusCode::CREATED)),
@@ -163,6 +165,7 @@ async fn take_budget(
         namespace,
         name: budget,
         user: &call.user,
+        manager: None,
     };
     let now = timestamp(Timestamp::now());
     modify(app, subject, Part::Whole, dry_run, |old| {

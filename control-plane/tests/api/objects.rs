@@ -327,3 +327,45 @@ async fn other_media_types_are_refused_clearly() {
     assert_eq!(lab.post(&path, json!({})).await.0, 405);
     assert_eq!(lab.get("/api/v1/nothing").await.0, 404);
 }
+
+#[tokio::test]
+async fn server_side_apply() {
+    let lab = lab().await;
+    let path = format!("{CONFIGMAPS}/x");
+    let apply = async |manager: &str, more: &str, data: Value| {
+        let body = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x"}, "data": data});
+        let path = format!("{path}?fieldManager={manager}{more}");
+        crate::common::call(
+            &lab.client,
+            http::Method::PATCH,
+            &path,
+            "application/apply-patch+yaml",
+            body,
+        )
+        .await
+    };
+    let (code, made) = apply("one", "", json!({"a": "1", "b": "1"})).await;
+    assert_eq!(code, 201, "{made}");
+    assert_eq!(made["metadata"]["managedFields"][0]["manager"], "one");
+    let (code, status) = apply("two", "", json!({"a": "2"})).await;
+    assert_eq!(
+        (code, &status["details"]["causes"][0]["reason"]),
+        (409, &json!("FieldManagerConflict"))
+    );
+    let (code, forced) = apply("two", "&force=true", json!({"a": "2"})).await;
+    assert_eq!((code, &forced["data"]), (200, &json!({"a": "2", "b": "1"})));
+    let (code, less) = apply("one", "", json!({})).await;
+    assert_eq!((code, &less["data"]), (200, &json!({"a": "2"})));
+    assert_eq!(
+        lab.patch(&path, "merge", json!({"data": {"c": "3"}}))
+            .await
+            .0,
+        200
+    );
+    let (_, seen) = lab.get(&path).await;
+    let managers = seen["metadata"]["managedFields"].as_array().unwrap();
+    assert!(
+        managers.iter().any(|entry| entry["operation"] == "Update"),
+        "{seen}"
+    );
+}

@@ -208,6 +208,26 @@ async fn a_hundred_at_once_share_nothing() {
     check(&lab).await;
 }
 
+#[tokio::test]
+async fn the_servers_own_service_comes_back() {
+    let lab = lab().await;
+    let mut watch = lab
+        .watch(&format!(
+            "{SERVICES}?watch=true&fieldSelector=metadata.name%3Dkubernetes"
+        ))
+        .await;
+    assert_eq!(watch.brief().await, "ADDED kubernetes");
+    lab.delete(&format!("{SERVICES}/kubernetes"), Value::Null)
+        .await;
+    assert_eq!(watch.brief().await, "DELETED kubernetes");
+    let event = watch.next().await.unwrap();
+    assert_eq!(
+        (&event["type"], &event["object"]["spec"]["clusterIP"]),
+        (&json!("ADDED"), &json!("10.96.0.1"))
+    );
+    check(&lab).await;
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Create(u8, &'static str, bool),
