@@ -26,7 +26,7 @@ pub fn apply(kind: &Kind, object: &mut Value) {
         ("", "Endpoints") => each(o, "subsets", |s| {
             each(s, "ports", |p| set(p, "protocol", "TCP"))
         }),
-        ("", "Secret") => set(o, "type", "Opaque"),
+        ("", "Secret") => config::secret(o),
         ("", "Namespace") => config::namespace(o),
         ("", "PersistentVolume") => config::persistent_volume(o),
         ("", "PersistentVolumeClaim") => at(o, "spec", |s| set(s, "volumeMode", "Filesystem")),

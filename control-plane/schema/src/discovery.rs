@@ -185,3 +185,62 @@ fn legacy_subresource(kind: &Kind, subresource: &Subresource) -> Value {
     out.insert("verbs".into(), subresource.verbs.into());
     Value::Object(out)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn documents() {
+        let all = json!({
+            "/api": aggregated_api(),
+            "/apis": aggregated_apis(),
+            "/api legacy": legacy_api_versions("10.0.0.1:6443"),
+            "/apis legacy": legacy_groups(),
+            "/apis/apps legacy": legacy_group("apps"),
+            "/api/v1 legacy": legacy_resources("", "v1"),
+        });
+        let text = serde_json::to_string_pretty(&all).unwrap() + "\n";
+        expect_test::expect_file!["../tests/data/discovery.json"].assert_eq(&text);
+        assert_eq!(legacy_resources("apps", "v2"), None);
+        assert_eq!(legacy_group(""), None);
+    }
+
+    /// Both forms say the same of every resource and subresource.
+    #[test]
+    fn aggregated_and_legacy_agree() {
+        let mut lists = aggregated_api()["items"].as_array().unwrap().clone();
+        lists.extend(aggregated_apis()["items"].as_array().unwrap().clone());
+        let mut count = 0;
+        for group in &lists {
+            let name = group["metadata"]["name"].as_str().unwrap_or_default();
+            for version in group["versions"].as_array().unwrap() {
+                let legacy = legacy_resources(name, version["version"].as_str().unwrap()).unwrap();
+                let legacy = legacy["resources"].as_array().unwrap();
+                for resource in version["resources"].as_array().unwrap() {
+                    let found = legacy
+                        .iter()
+                        .find(|l| l["name"] == resource["resource"])
+                        .unwrap();
+                    assert_eq!(found["verbs"], resource["verbs"]);
+                    assert_eq!(found["kind"], resource["responseKind"]["kind"]);
+                    assert_eq!(
+                        found["namespaced"] == true,
+                        resource["scope"] == "Namespaced"
+                    );
+                    count += 1;
+                    for sub in resource["subresources"].as_array().into_iter().flatten() {
+                        let name = format!(
+                            "{}/{}",
+                            resource["resource"].as_str().unwrap(),
+                            sub["subresource"].as_str().unwrap()
+                        );
+                        let found = legacy.iter().find(|l| l["name"] == name.as_str()).unwrap();
+                        assert_eq!(found["verbs"], sub["verbs"]);
+                    }
+                }
+            }
+        }
+        assert_eq!(count, kinds().len());
+    }
+}

@@ -38,7 +38,9 @@ pub fn has_status(kind: &Kind) -> bool {
 /// the first status.
 pub fn prepare_create(kind: &Kind, object: &mut Value) {
     let Value::Object(map) = object else { return };
-    if has_status(kind) {
+    // A kubelet registers its node with the status.
+    let keeps_status = (kind.group, kind.kind) == ("", "Node");
+    if has_status(kind) && !keeps_status {
         map.shift_remove("status");
     }
     let metadata = map.entry("metadata").or_insert_with(|| json!({}));
@@ -71,7 +73,7 @@ pub fn prepare_create(kind: &Kind, object: &mut Value) {
         ("", "PersistentVolumeClaim") => Some(json!({"phase": "Pending"})),
         ("", "Service") => Some(json!({"loadBalancer": {}})),
         ("networking.k8s.io", "Ingress") => Some(json!({"loadBalancer": {}})),
-        _ if has_status(kind) => Some(json!({})),
+        _ if has_status(kind) && map.get("status").is_none() => Some(json!({})),
         _ => None,
     };
     if let Some(status) = status {

@@ -156,6 +156,7 @@ pub fn create(kind: &Kind, object: &Value) -> Vec<FieldError> {
 pub fn update(kind: &Kind, old: &Value, new: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
     metadata::check(kind, new, &mut errors);
+    metadata::update(old, new, &mut errors);
     // An object that is going away must not be held back by rules it was stored without.
     if new["metadata"]["deletionTimestamp"].is_null() || old.get("spec") != new.get("spec") {
         content(kind, new, &mut errors);

@@ -22,6 +22,22 @@ pub(super) fn namespace(o: &mut Object) {
     });
 }
 
+/// `stringData` is written only: it goes into `data`, where it wins over what stands there.
+pub(super) fn secret(o: &mut Object) {
+    use base64::Engine as _;
+    set_text(o, "type", "Opaque");
+    let Some(Value::Object(texts)) = o.shift_remove("stringData") else {
+        return;
+    };
+    make(o, "data", |data| {
+        for (key, text) in texts {
+            let text = text.as_str().unwrap_or_default();
+            let encoded = base64::engine::general_purpose::STANDARD.encode(text);
+            data.insert(key, encoded.into());
+        }
+    });
+}
+
 pub(super) fn node(o: &mut Object) {
     at(o, "status", |status| {
         if let Some(capacity) = status.get("capacity").cloned() {

@@ -311,6 +311,12 @@ fn small_kinds() {
             json!("Opaque"),
         ),
         (
+            json!({"apiVersion": "v1", "kind": "Secret", "data": {"a": "eA==", "b": "eQ=="},
+                "stringData": {"b": "hello"}}),
+            "/data",
+            json!({"a": "eA==", "b": "aGVsbG8="}),
+        ),
+        (
             json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
                 "spec": {"egress": [{"ports": [{"port": 1}]}]}}),
             "/spec",

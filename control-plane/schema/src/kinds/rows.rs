@@ -6,6 +6,16 @@ use super::{ALL, CREATE_ONLY, GET_PATCH_UPDATE, Gvk, Kind, NO_DELETE_COLLECTION,
 const NOT_ENFORCED: &str =
     "this control plane stores admission webhooks and policies but does not call or enforce them";
 
+const NOT_RUN: &str = "this control plane stores the object but no controller acts on it yet";
+const NO_QUOTA: &str =
+    "this control plane stores quotas and limit ranges but does not enforce them yet";
+const NO_VOLUMES: &str = "this control plane stores persistent volumes and claims but does not bind or provision them yet";
+const NO_POLICY: &str = "network policies are stored but not enforced yet";
+const NO_BUDGET: &str =
+    "disruption budgets are honoured by evictions only; their status is not kept up to date yet";
+const NOT_SIGNED: &str =
+    "this control plane stores certificate signing requests but does not sign them yet";
+
 const SCALE: Subresource = sub("scale", "autoscaling", "v1", "Scale", GET_PATCH_UPDATE);
 
 const fn sub(
@@ -113,6 +123,7 @@ static KINDS: &[Kind] = &[
     },
     Kind {
         short_names: &["limits"],
+        warning: Some(NO_QUOTA),
         ..kind(
             "",
             "v1",
@@ -158,6 +169,7 @@ static KINDS: &[Kind] = &[
     Kind {
         short_names: &["pvc"],
         subresources: &[status("", "v1", "PersistentVolumeClaim")],
+        warning: Some(NO_VOLUMES),
         ..kind(
             "",
             "v1",
@@ -172,6 +184,7 @@ static KINDS: &[Kind] = &[
         namespaced: false,
         short_names: &["pv"],
         subresources: &[status("", "v1", "PersistentVolume")],
+        warning: Some(NO_VOLUMES),
         ..kind(
             "",
             "v1",
@@ -231,6 +244,7 @@ static KINDS: &[Kind] = &[
         short_names: &["rc"],
         categories: &["all"],
         subresources: &[SCALE, status("", "v1", "ReplicationController")],
+        warning: Some(NOT_RUN),
         ..kind(
             "",
             "v1",
@@ -244,6 +258,7 @@ static KINDS: &[Kind] = &[
     Kind {
         short_names: &["quota"],
         subresources: &[status("", "v1", "ResourceQuota")],
+        warning: Some(NO_QUOTA),
         ..kind(
             "",
             "v1",
@@ -459,6 +474,7 @@ static KINDS: &[Kind] = &[
         short_names: &["hpa"],
         categories: &["all"],
         subresources: &[status("autoscaling", "v2", "HorizontalPodAutoscaler")],
+        warning: Some(NOT_RUN),
         ..kind(
             "autoscaling",
             "v2",
@@ -478,6 +494,7 @@ static KINDS: &[Kind] = &[
             version: "v2",
             kind: "HorizontalPodAutoscaler",
         }),
+        warning: Some(NOT_RUN),
         ..kind(
             "autoscaling",
             "v1",
@@ -492,6 +509,7 @@ static KINDS: &[Kind] = &[
         short_names: &["cj"],
         categories: &["all"],
         subresources: &[status("batch", "v1", "CronJob")],
+        warning: Some(NOT_RUN),
         ..kind(
             "batch",
             "v1",
@@ -528,6 +546,7 @@ static KINDS: &[Kind] = &[
             ),
             status("certificates.k8s.io", "v1", "CertificateSigningRequest"),
         ],
+        warning: Some(NOT_SIGNED),
         ..kind(
             "certificates.k8s.io",
             "v1",
@@ -578,6 +597,7 @@ static KINDS: &[Kind] = &[
     },
     Kind {
         short_names: &["netpol"],
+        warning: Some(NO_POLICY),
         ..kind(
             "networking.k8s.io",
             "v1",
@@ -604,6 +624,7 @@ static KINDS: &[Kind] = &[
     Kind {
         short_names: &["pdb"],
         subresources: &[status("policy", "v1", "PodDisruptionBudget")],
+        warning: Some(NO_BUDGET),
         ..kind(
             "policy",
             "v1",
@@ -692,6 +713,7 @@ static KINDS: &[Kind] = &[
     Kind {
         namespaced: false,
         short_names: &["sc"],
+        warning: Some(NO_VOLUMES),
         ..kind(
             "storage.k8s.io",
             "v1",

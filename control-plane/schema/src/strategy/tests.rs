@@ -140,3 +140,11 @@ fn a_service_that_changes_its_type_drops_what_the_type_does_not_have() {
             "ports": [{"port": 80, "protocol": "TCP"}]})
     );
 }
+
+#[test]
+fn a_node_is_registered_with_its_status() {
+    let kind = kind_by_gvk("", "v1", "Node").unwrap();
+    let mut node = json!({"metadata": {"name": "n"}, "status": {"capacity": {"cpu": "2"}}});
+    prepare_create(kind, &mut node);
+    assert_eq!(node["status"], json!({"capacity": {"cpu": "2"}}));
+}

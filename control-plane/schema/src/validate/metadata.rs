@@ -49,6 +49,25 @@ pub(super) fn check(kind: &Kind, object: &Value, errors: &mut Errors) {
     }
 }
 
+/// An object that is being deleted gets no new finalizers: it would never go.
+pub(super) fn update(old: &Value, new: &Value, errors: &mut Errors) {
+    if old["metadata"]["deletionTimestamp"].is_null() {
+        return;
+    }
+    let before = items(&old["metadata"], "finalizers");
+    let added: Vec<&Value> = items(&new["metadata"], "finalizers")
+        .iter()
+        .filter(|f| !before.contains(f))
+        .collect();
+    if !added.is_empty() {
+        let why = format!(
+            "no new finalizers can be added if the object is being deleted, found new finalizers {}",
+            json!(added)
+        );
+        errors.push(FieldError::forbidden("metadata.finalizers", &why));
+    }
+}
+
 fn name(kind: &Kind, metadata: &Value, errors: &mut Errors) {
     let given = text(metadata, "name");
     if given.is_empty() {
