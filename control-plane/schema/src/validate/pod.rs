@@ -17,7 +17,19 @@ pub(super) enum Place {
 }
 
 pub(super) fn spec(spec: &Value, at: &str, place: Place, errors: &mut Errors) {
-    let names = volumes::check(items(spec, "volumes"), &format!("{at}.volumes"), errors);
+    spec_with_claims(spec, &[], at, place, errors);
+}
+
+/// A spec whose pods also get volumes for these claim templates (of a StatefulSet).
+pub(super) fn spec_with_claims(
+    spec: &Value,
+    claims: &[Value],
+    at: &str,
+    place: Place,
+    errors: &mut Errors,
+) {
+    let mut names = volumes::check(items(spec, "volumes"), &format!("{at}.volumes"), errors);
+    names.extend(claims.iter().map(|claim| text(&claim["metadata"], "name")));
     containers::check(spec, at, &names, errors);
 
     let field = format!("{at}.restartPolicy");

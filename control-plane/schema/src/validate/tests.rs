@@ -244,6 +244,19 @@ fn workload_rows() {
 }
 
 #[test]
+fn claims_of_a_stateful_set_are_volumes() {
+    check(
+        json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "db", "namespace": "n"},
+            "spec": {"selector": {"matchLabels": {"a": "b"}}, "serviceName": "db",
+            "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "a",
+                "image": "i", "volumeMounts": [{"name": "data", "mountPath": "/data"}]}]}},
+            "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {"accessModes":
+                ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}]}}),
+        &[],
+    );
+}
+
+#[test]
 fn other_rows() {
     check(
         json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s", "namespace": "n"},

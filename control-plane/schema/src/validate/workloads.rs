@@ -95,7 +95,11 @@ fn controller(kind: &Kind, spec: &Value, errors: &mut Errors) {
     if spec["template"].is_null() {
         errors.push(FieldError::required("spec.template", ""));
     } else {
-        template(&spec["template"], "spec.template", Place::Service, errors);
+        let (at, claims) = ("spec.template", items(spec, "volumeClaimTemplates"));
+        let labels = &spec["template"]["metadata"]["labels"];
+        metadata::labels(labels, &format!("{at}.labels"), errors);
+        let pods = &spec["template"]["spec"];
+        pod::spec_with_claims(pods, claims, &format!("{at}.spec"), Place::Service, errors);
     }
     match kind.kind {
         "Deployment" => deployment_strategy(spec, errors),
