@@ -354,9 +354,7 @@ fn containers_survive_a_killed_runtime() {
         ..Default::default()
     };
     let mut client = daemon.spawn().unwrap();
-    wait_for("containers", || {
-        bench.dir.join("made").exists().then_some(())
-    });
+    wait_for("request to stop", || bench.log("d").get(1).cloned());
     client.kill().unwrap();
     client.wait().unwrap();
 

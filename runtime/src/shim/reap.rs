@@ -4,7 +4,6 @@ use jiff::Timestamp;
 use linux::process;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
 
 use super::note;
 use super::server::{Purpose, Server};
@@ -124,12 +123,12 @@ impl Server {
         if let Err(e) = process::signal(pid, Signal::SIGKILL) {
             note(&e.to_string());
         }
-        loop {
-            match waitpid(Pid::from_raw(pid), None) {
-                Ok(status @ (WaitStatus::Exited(..) | WaitStatus::Signaled(..))) => {
-                    return self.ended(status);
-                }
-                Ok(_) | Err(nix::Error::EINTR) => {}
+        // Whatever ends meanwhile is collected, too: the first process of a process namespace does not
+        // end before the programs run by exec in it are, and those are our children.
+        while self.containers.get(id).is_some_and(|c| c.pid == Some(pid)) {
+            match waitpid(None, None) {
+                Ok(status) => self.ended(status),
+                Err(nix::Error::EINTR) => {}
                 Err(e) => return note(&format!("wait for container {id}: {e}")),
             }
         }
