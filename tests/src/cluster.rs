@@ -77,6 +77,11 @@ impl Cluster {
         PathBuf::from("/var/lib/seaway").join(&self.name)
     }
 
+    /// The cluster's control group.
+    pub fn cgroup(&self) -> String {
+        format!("/seaway/{}", self.name)
+    }
+
     /// The administrator's kubeconfig.
     pub fn kubeconfig(&self) -> PathBuf {
         self.dir().join("control-plane/admin.kubeconfig")

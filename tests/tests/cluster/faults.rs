@@ -37,7 +37,8 @@ fn wait_containers(cluster: &Cluster, count: usize) -> Result<BTreeMap<String, S
 }
 
 fn served(cluster: &Cluster) -> Result<()> {
-    let script = "for i in $(seq 10); do timeout 5 wget -qO- http://web/cgi-bin/whoami || exit 1; done";
+    let script =
+        "for i in $(seq 10); do timeout 5 wget -qO- http://web/cgi-bin/whoami || exit 1; done";
     cluster
         .kubectl(&["exec", "client", "--", "sh", "-c", script])
         .map(|_| ())
@@ -79,26 +80,23 @@ pub(crate) fn delete_pod(cluster: &Cluster) -> Result<()> {
 pub(crate) fn killed_container(cluster: &Cluster) -> Result<()> {
     let before = wait_containers(cluster, 3)?;
     let victim = before.keys().next().context("no pod")?;
-    // PID 1 of a container can only be killed from outside.
-    let id = before[victim]
-        .rsplit('/')
-        .next()
-        .unwrap_or_default()
-        .to_owned();
+    let pod = cluster.get(&["pod", victim])?;
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let (uid, node) = (
+        text(&pod["metadata"]["uid"]),
+        text(&pod["spec"]["nodeName"]),
+    );
+    let id = before[victim].rsplit('/').next().unwrap_or_default();
+    let own = id
+        .strip_prefix(&format!("{}-", uid.replace('-', "")))
+        .context("the container's id")?;
+    let group = format!("{}/{node}/kubepods/pod{uid}/{own}", cluster.cgroup());
     let groups = linux::cgroup::Hierarchies::detect()?;
-    let dirs = linux::exec::Exec::new("find").args([
-        "/sys/fs/cgroup/pids/seaway",
-        "-name",
-        &format!("*{id}"),
-    ]);
-    let dir = dirs
-        .run()?
-        .text()
-        .lines()
-        .next()
-        .context("no control group of the container")?
-        .to_owned();
-    let group = dir.trim_start_matches("/sys/fs/cgroup/pids").to_owned();
+    ensure!(
+        !groups.pids(&group).is_empty(),
+        "no process in control group {group}"
+    );
+    // PID 1 of a container can only be killed from outside.
     for pid in groups.pids(&group) {
         process::signal(pid, Signal::SIGKILL)?;
     }

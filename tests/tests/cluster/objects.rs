@@ -94,7 +94,7 @@ pub(crate) fn watch(cluster: &Cluster) -> Result<()> {
 
 pub(crate) fn create(cluster: &Cluster) -> Result<()> {
     cluster.kubectl(&["create", "namespace", "made"])?;
-    let run = |args: &[&str]| cluster.kubectl(&[args, &["-n", "made"]].concat());
+    let run = |args: &[&str]| cluster.kubectl(&[&["-n", "made"], args].concat());
     run(&[
         "create",
         "deployment",

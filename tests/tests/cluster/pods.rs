@@ -46,7 +46,12 @@ pub(crate) fn up_proves_the_sample(cluster: &Cluster) -> Result<()> {
 }
 
 pub(crate) fn get_wide(cluster: &Cluster) -> Result<()> {
-    let text = cluster.kubectl(&["get", "pods", "-o", "wide", "-l", "app=web"])?;
+    // Those on their way out since the proofs of `up` go first.
+    let text = wait_until("the replicas to settle", POD_TIMEOUT, || {
+        let text = cluster.kubectl(&["get", "pods", "-o", "wide", "-l", "app=web"])?;
+        ensure!(!text.contains("Terminating"), "{text}");
+        Ok(text)
+    })?;
     let mut lines = text.lines();
     let head: Vec<_> = lines
         .next()
