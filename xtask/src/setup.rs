@@ -23,6 +23,7 @@ const TEST_PACKAGES: &[(&str, &str)] = &[
     ("iproute2", "ip"),         // an independent view of links and routes
     ("conntrack", "conntrack"), // an independent view of connections
     ("nftables", "nft"),        // the dump before and after
+    ("curl", "curl"),           // requests without credentials, which kubectl does not make
     ("iputils-ping", "ping"),
     ("unzip", "unzip"), // kubectl comes in an archive
 ];

@@ -242,32 +242,25 @@ pub(crate) fn anonymous(cluster: &Cluster) -> Result<()> {
         .trim()
         .trim_matches('"')
         .to_owned();
-    let raw = |path: &str| {
-        Exec::new(seaway_tests::kubectl()?)
-            .args([
-                "--server",
-                &server,
-                "--insecure-skip-tls-verify",
-                "get",
-                "--raw",
-                path,
-            ])
-            .env("KUBECONFIG", "/dev/null")
-            .env("HOME", "/nonexistent")
-            .output()
-            .context("kubectl get --raw")
+    let status = |path: &str| -> Result<String> {
+        let format = ["-sk", "-o", "/dev/null", "-w", "%{http_code}"];
+        Ok(Exec::new("curl")
+            .args(format)
+            .arg(format!("{server}{path}"))
+            .run()?
+            .text())
     };
-    ensure!(
-        raw("/readyz")?.status.success(),
-        "anonymous cannot read /readyz"
-    );
-    ensure!(
-        !raw("/api/v1/namespaces/default/secrets")?.status.success(),
-        "anonymous reads secrets"
-    );
-    ensure!(
-        !raw("/api/v1/pods")?.status.success(),
-        "anonymous reads pods"
-    );
+    for (path, expect) in [
+        ("/readyz", "200"),
+        ("/healthz", "200"),
+        ("/api/v1/namespaces/default/secrets", "401"),
+        ("/api/v1/pods", "401"),
+    ] {
+        let code = status(path)?;
+        ensure!(
+            code == expect,
+            "{path} without credentials answered {code}, not {expect}"
+        );
+    }
     Ok(())
 }
