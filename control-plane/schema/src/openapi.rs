@@ -39,6 +39,31 @@ pub fn index() -> Value {
     json!({"paths": paths})
 }
 
+/// `Content-Type` of the OpenAPI v2 document. Clients ask for it with `@` before `v1.0`, which is not
+/// a media type and which they do not take back.
+pub const V2_CONTENT_TYPE: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+
+/// `GET /openapi/v2` as protobuf (gnostic's `openapi.v2.Document`): a document without paths and
+/// definitions. kubectl asks for it only about kinds that no v3 document has, and must find nothing
+/// there to say that there is no such kind.
+pub fn v2_document() -> Vec<u8> {
+    let field = |tag: u8, content: &[u8]| {
+        let length = u8::try_from(content.len()).unwrap_or(u8::MAX);
+        let mut out = vec![tag << 3 | 2, length];
+        out.extend_from_slice(content);
+        out
+    };
+    let info = [field(1, b"Kubernetes"), field(2, b"v1.36.0")].concat();
+    // 1 swagger, 2 info, 8 paths, 9 definitions
+    [
+        field(1, b"2.0"),
+        field(2, &info),
+        field(8, b""),
+        field(9, b""),
+    ]
+    .concat()
+}
+
 /// `api/v1` or `apis/apps/v1`: the key in the index and the path below `/openapi/v3/`.
 pub fn document_path(group: &str, version: &str) -> String {
     let prefix = if group.is_empty() { "api" } else { "apis" };
@@ -223,6 +248,14 @@ mod tests {
             }
         }
         assert_eq!(document("apis/none/v1"), None);
+    }
+
+    #[test]
+    fn the_v2_document_is_empty_and_well_formed() {
+        assert_eq!(
+            v2_document(),
+            b"\x0a\x032.0\x12\x15\x0a\x0aKubernetes\x12\x07v1.36.0\x42\x00\x4a\x00"
+        );
     }
 
     #[test]
