@@ -1,0 +1,387 @@
+//! The real binary on a node of namespaces: packets, restarts, other people's rules. Needs root.
+
+mod lab;
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use lab::{Lab, service, still_alive};
+use linux::exec::Exec;
+use linux::iptables::Family;
+use nix::sys::signal::Signal;
+
+const ALL_V4: &[(&str, &str)] = &[
+    ("10.180.0.1", "node"),
+    ("10.180.0.2", "node"),
+    ("10.180.1.1", "other"),
+];
+const ALL: &[(&str, &str)] = &[
+    ("10.180.0.1", "node"),
+    ("10.180.0.2", "node"),
+    ("10.180.1.1", "other"),
+    ("fd00:180::1", "node"),
+    ("fd00:180::2", "node"),
+    ("fd00:180:1::1", "other"),
+];
+
+fn spread(answers: &[(String, std::net::IpAddr)]) -> BTreeMap<&str, usize> {
+    let mut spread = BTreeMap::new();
+    for (who, _) in answers {
+        *spread.entry(who.as_str()).or_insert(0) += 1;
+    }
+    spread
+}
+
+#[test]
+fn cluster_ip_in_both_families() {
+    let Some(mut lab) = Lab::new("cluster_ip_in_both_families") else {
+        return;
+    };
+    let spec = "{clusterIP: 172.30.0.41, clusterIPs: [172.30.0.41, \"fd00:172::41\"], ports: [{port: 80}]}";
+    lab.write("web.yaml", &service("web", spec, ALL));
+    lab.start();
+    let families = [
+        (
+            "172.30.0.41:80",
+            "10.180.0.1",
+            "10.180.0.254",
+            "192.168.0.9",
+        ),
+        (
+            "[fd00:172::41]:80",
+            "fd00:180::1",
+            "fd00:180::fe",
+            "2001:db8::9",
+        ),
+    ];
+    for (vip, p1, node, client) in families {
+        let answers = lab.p1.ask_many(vip, 300);
+        // The expectation is 100 each; 60 is five standard deviations away.
+        assert!(spread(&answers).values().all(|n| *n > 60) && spread(&answers).len() == 3);
+        for (who, peer) in &answers {
+            let expect = if who == "p1" { node } else { p1 };
+            assert_eq!(
+                peer.to_string(),
+                expect,
+                "{who}: pods see the pod, itself sees the node"
+            );
+        }
+        let from_node = lab.node.ask_many(vip, 60);
+        assert_eq!(spread(&from_node).len(), 3);
+        let from_outside = lab.cli.ask_many(vip, 60);
+        assert_eq!(spread(&from_outside).len(), 3);
+        assert!(
+            from_outside
+                .iter()
+                .all(|(_, peer)| peer.to_string() != client)
+        );
+    }
+}
+
+#[test]
+fn node_ports_and_policies() {
+    let Some(mut lab) = Lab::new("node_ports_and_policies") else {
+        return;
+    };
+    let cluster = "{type: NodePort, clusterIP: 172.30.0.41, ports: [{port: 80, nodePort: 30041}]}";
+    lab.write("cluster.yaml", &service("cluster", cluster, ALL_V4));
+    let local = "{type: LoadBalancer, externalTrafficPolicy: Local, clusterIP: 172.30.0.42, externalIPs: [198.51.100.7], ports: [{port: 80, nodePort: 30042}]}\nstatus: {loadBalancer: {ingress: [{ip: 198.51.100.8}]}}";
+    lab.write(
+        "local.yaml",
+        &service("local", local, &[ALL_V4[1], ALL_V4[2]]),
+    );
+    let remote = local
+        .replace(".42", ".43")
+        .replace("30042", "30043")
+        .replace("198.51.100.", "198.51.101.");
+    lab.write("remote.yaml", &service("remote", &remote, &[ALL_V4[2]]));
+    let inner = "{internalTrafficPolicy: Local, clusterIP: 172.30.0.44, ports: [{port: 80}]}";
+    lab.write(
+        "inner.yaml",
+        &service("inner", inner, &[ALL_V4[1], ALL_V4[2]]),
+    );
+    lab.start();
+
+    let answers = lab.cli.ask_many("192.168.0.2:30041", 60);
+    assert_eq!(spread(&answers).len(), 3);
+    assert!(
+        answers
+            .iter()
+            .all(|(_, peer)| peer.to_string() != "192.168.0.9")
+    );
+    assert_eq!(spread(&lab.node.ask_many("127.0.0.1:30041", 60)).len(), 3);
+
+    for to in ["192.168.0.2:30042", "198.51.100.7:80", "198.51.100.8:80"] {
+        let answers = lab.cli.ask_many(to, 20);
+        let kept = ("p2".to_owned(), "192.168.0.9".parse().unwrap());
+        assert!(
+            answers.iter().all(|answer| *answer == kept),
+            "{to}: {answers:?}"
+        );
+        assert_eq!(spread(&lab.p1.ask_many(to, 40)).len(), 2, "{to} from a pod");
+        assert_eq!(
+            spread(&lab.node.ask_many(to, 40)).len(),
+            2,
+            "{to} from the node"
+        );
+    }
+    for to in ["192.168.0.2:30043", "198.51.101.7:80", "198.51.101.8:80"] {
+        assert_eq!(lab.cli.ask(to), Err(ErrorKind::TimedOut), "{to}: dropped");
+        assert_eq!(lab.p1.ask(to).unwrap().0, "p3", "{to} from a pod");
+    }
+    assert_eq!(
+        spread(&lab.p1.ask_many("172.30.0.44:80", 20))
+            .keys()
+            .collect::<Vec<_>>(),
+        [&"p2"]
+    );
+}
+
+#[test]
+fn refused_without_endpoints_and_quickly() {
+    let Some(mut lab) = Lab::new("refused_without_endpoints_and_quickly") else {
+        return;
+    };
+    let spec = "{type: NodePort, clusterIP: 172.30.0.41, externalIPs: [198.51.100.7], ports: [{port: 80, nodePort: 30041}]}";
+    lab.write("none.yaml", &service("none", spec, &[]));
+    lab.start();
+    let places = [("pod", &lab.p1), ("client", &lab.cli), ("node", &lab.node)];
+    for (name, place) in places {
+        for to in ["172.30.0.41:80", "198.51.100.7:80", "192.168.0.2:30041"] {
+            let start = Instant::now();
+            assert_eq!(
+                place.ask(to),
+                Err(ErrorKind::ConnectionRefused),
+                "{name} -> {to}"
+            );
+            assert!(
+                start.elapsed() < Duration::from_millis(500),
+                "{name} -> {to}"
+            );
+        }
+    }
+}
+
+#[test]
+fn an_endpoint_change_reaches_new_connections_only() {
+    let Some(mut lab) = Lab::new("an_endpoint_change_reaches_new_connections_only") else {
+        return;
+    };
+    let spec = "{clusterIP: 172.30.0.41, ports: [{port: 80}]}";
+    lab.write("web.yaml", &service("web", spec, &[("10.180.0.2", "node")]));
+    lab.start();
+    let mut old = lab.p1.connect("172.30.0.41:80");
+    lab.write(
+        "web.yaml",
+        &service("web", spec, &[("10.180.1.1", "other")]),
+    );
+    lab.wait("the new endpoint", |lab| {
+        lab.p1.ask("172.30.0.41:80").unwrap().0 == "p3"
+    });
+    still_alive(&mut old);
+    lab.write("web.yaml", &service("web", spec, &[]));
+    lab.wait("refusal", |lab| {
+        lab.p1.ask("172.30.0.41:80") == Err(ErrorKind::ConnectionRefused)
+    });
+    lab.write("web.yaml", &service("web", spec, &[("10.180.0.2", "node")]));
+    lab.wait("service again", |lab| lab.p1.ask("172.30.0.41:80").is_ok());
+    lab.remove("web.yaml");
+    lab.wait("rules to go", |lab| {
+        !lab.rules(Family::V4).contains("KUBE-SVC-")
+    });
+    still_alive(&mut old);
+}
+
+#[test]
+fn killed_and_started_again_without_a_failed_connection() {
+    let Some(mut lab) = Lab::new("killed_and_started_again") else {
+        return;
+    };
+    let spec = "{type: NodePort, clusterIP: 172.30.0.41, ports: [{port: 80, nodePort: 30041}]}";
+    lab.write("web.yaml", &service("web", spec, ALL_V4));
+    lab.write(
+        "old.yaml",
+        &service(
+            "old",
+            "{clusterIP: 172.30.0.40, ports: [{port: 80}]}",
+            ALL_V4,
+        ),
+    );
+    lab.start();
+    let mut old = lab.p1.connect("172.30.0.41:80");
+    let stop = AtomicBool::new(false);
+    let (good, bad) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let client = linux::NetNs::open(lab.cli.kernel_path()).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let to = "192.168.0.2:30041".parse().unwrap();
+            while !stop.load(Ordering::Relaxed) {
+                let answer = client.run(|| lab::ask_once(to)).unwrap();
+                if answer { &good } else { &bad }.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        for _ in 0..3 {
+            lab.stop(Signal::SIGKILL);
+            lab.start();
+        }
+        lab.stop(Signal::SIGKILL);
+        // While nobody looks, a service goes and another comes.
+        lab.remove("old.yaml");
+        lab.write(
+            "new.yaml",
+            &service(
+                "new",
+                "{clusterIP: 172.30.0.45, ports: [{port: 80}]}",
+                ALL_V4,
+            ),
+        );
+        lab.start();
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(bad.load(Ordering::Relaxed), 0);
+    assert!(good.load(Ordering::Relaxed) > 20);
+    still_alive(&mut old);
+    assert!(!lab.rules(Family::V4).contains("172.30.0.40"));
+    lab.p1.ask("172.30.0.45:80").unwrap();
+    lab.stop(Signal::SIGTERM);
+    lab.p1.ask("172.30.0.45:80").unwrap();
+    still_alive(&mut old);
+}
+
+#[test]
+fn rules_of_others_stay_and_ours_come_back() {
+    let Some(lab) = Lab::new("rules_of_others_stay_and_ours_come_back") else {
+        return;
+    };
+    let mut lab = lab.with(&["--iptables-sync-period", "1s"]);
+    let foreign = "*filter\n:MINE - [0:0]\n-A MINE -s 10.9.9.9/32 -j DROP\n-A FORWARD -m comment --comment \"KUBE-SERVICES\" -j MINE\nCOMMIT\n*nat\n:KUBE-KUBELET-CANARY - [0:0]\n-A POSTROUTING -s 10.9.9.9/32 -j MASQUERADE\nCOMMIT\n";
+    lab.restore(foreign);
+    let before = [Family::V4, Family::V6].map(|family| lab.rules(family));
+    let spec = "{clusterIP: 172.30.0.41, ports: [{port: 80}]}";
+    lab.write("web.yaml", &service("web", spec, ALL_V4));
+    lab.start();
+    for line in before[0].lines() {
+        assert!(lab.rules(Family::V4).contains(line), "{line}");
+    }
+    let ours = lab.rules(Family::V4);
+    // Someone flushes our way in.
+    lab.restore("*nat\n-F PREROUTING\n-F OUTPUT\nCOMMIT\n");
+    lab.wait("repair of the hooks", |lab| lab.rules(Family::V4) == ours);
+    lab.restore("*nat\n-F KUBE-SERVICES\nCOMMIT\n");
+    lab.wait("repair of a chain", |lab| lab.rules(Family::V4) == ours);
+    lab.p1.ask("172.30.0.41:80").unwrap();
+    lab.stop(Signal::SIGTERM);
+    lab.cleanup();
+    assert_eq!(
+        [Family::V4, Family::V6].map(|family| lab.rules(family)),
+        before
+    );
+}
+
+#[test]
+fn bad_flags_end_with_one_line() {
+    let program = env!("CARGO_BIN_EXE_proxy");
+    let cases: [(&[&str], &str); 4] = [
+        (
+            &["--mode", "ipvs"],
+            "proxy: --mode: ipvs is not there yet; use iptables\n",
+        ),
+        (
+            &[
+                "--manifests",
+                "/nonexistent",
+                "--healthz-bind-address",
+                "",
+                "--metrics-bind-address",
+                "",
+            ],
+            "proxy: --manifests /nonexistent: watch it: No such file",
+        ),
+        (
+            &[
+                "--kubeconfig",
+                "/nonexistent",
+                "--healthz-bind-address",
+                "",
+                "--metrics-bind-address",
+                "",
+            ],
+            "proxy: ",
+        ),
+        (
+            &["--cluster-cidr", "x"],
+            "proxy: --cluster-cidr: \"x\" is not a network (ADDRESS/LENGTH)\n",
+        ),
+    ];
+    if !nix::unistd::geteuid().is_root() {
+        println!("SKIPPED bad_flags_end_with_one_line: needs root");
+        return;
+    }
+    // Flags are checked before anything is done, but what comes after must not touch the host.
+    let netns = linux::NetNs::anonymous().unwrap();
+    for (flags, expect) in cases {
+        let output = netns
+            .run(|| {
+                Exec::new(program)
+                    .args(flags)
+                    .args(["--log-level", "error"])
+                    .output()
+            })
+            .unwrap()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            !output.status.success() && said.starts_with(expect),
+            "{flags:?}: {said}"
+        );
+        assert_eq!(said.lines().count(), 1, "{flags:?}: {said}");
+    }
+}
+
+#[test]
+fn cluster_dns_on_loopback() {
+    let Some(lab) = Lab::new("cluster_dns_on_loopback") else {
+        return;
+    };
+    let mut lab = lab.with(&["--cluster-dns", "172.30.0.10,fd00:172::10"]);
+    let dns = "{clusterIP: 172.30.0.10, ports: [{name: dns, port: 53, protocol: UDP}, {name: dns-tcp, port: 53}]}";
+    lab.write("dns.yaml", &service("dns", dns, &[]));
+    lab.write(
+        "web.yaml",
+        &service(
+            "web",
+            "{clusterIP: 172.30.0.41, ports: [{port: 80}]}",
+            ALL_V4,
+        ),
+    );
+    lab.write(
+        "headless.yaml",
+        &service("headless", "{clusterIP: None, ports: [{port: 80}]}", ALL_V4),
+    );
+    lab.start();
+    for server in ["172.30.0.10:53", "[fd00:172::10]:53"] {
+        let count = |name: &str| {
+            lab.p1
+                .run(|| lab::count_answers(server.parse().unwrap(), name))
+        };
+        assert_eq!(count("web.default.svc.cluster.local"), Some(1));
+        assert_eq!(count("headless.default.svc.cluster.local"), Some(3));
+        assert_eq!(count("no.default.svc.cluster.local"), None);
+    }
+    lab.write(
+        "web.yaml",
+        &service(
+            "web",
+            "{clusterIP: None, ports: [{port: 80}]}",
+            &ALL_V4[..2],
+        ),
+    );
+    lab.wait("the name to change", |lab| {
+        let server = "172.30.0.10:53".parse().unwrap();
+        lab.p1
+            .run(|| lab::count_answers(server, "web.default.svc.cluster.local"))
+            == Some(2)
+    });
+}
