@@ -18,9 +18,11 @@ use crate::counters::{Counters, add};
 /// that upstream is gone, and waiting helps nobody.
 pub(crate) const IN_FLIGHT_MAX: usize = 512;
 
-/// How long an answer is awaited before the question is sent again, and then for good. Resolvers in
-/// pods give up after 5 s.
+/// How long an answer is awaited before the question is sent again, and then for good.
 const UDP_WAITS: [Duration; 2] = [Duration::from_millis(800), Duration::from_millis(1500)];
+
+/// How long all servers together may take: resolvers in pods give up after 5 s.
+const ANSWER_WITHIN: Duration = Duration::from_millis(4500);
 
 /// How long connecting, writing and reading may each take.
 const TCP_WAIT: Duration = Duration::from_secs(2);
@@ -97,10 +99,30 @@ impl Forwarder {
         };
         add(&self.counters.forwarded);
         let mut refused = None;
+        let answer = timeout(ANSWER_WITHIN, self.ask_all(question, via, &mut refused)).await;
+        answer.ok().flatten().or(refused)
+    }
+
+    /// The first good answer; one that is none goes to `refused`.
+    async fn ask_all(
+        &self,
+        question: &[u8],
+        via: Via,
+        refused: &mut Option<Vec<u8>>,
+    ) -> Option<Vec<u8>> {
         for upstream in self.in_order() {
-            match exchange(upstream.address, question, via).await {
-                Ok(answer) if is_refusal(&answer) => refused = Some(answer),
-                Ok(answer) => return Some(answer),
+            // One that was silent of late is not waited for as long.
+            let waits = if self.is_avoided(upstream) {
+                UDP_WAITS.get(..1).unwrap_or_default()
+            } else {
+                &UDP_WAITS
+            };
+            match exchange(upstream.address, question, via, waits).await {
+                Ok(answer) if is_refusal(&answer) => *refused = Some(answer),
+                Ok(answer) => {
+                    upstream.avoided_until.store(0, Ordering::Relaxed);
+                    return Some(answer);
+                }
                 Err(error) => {
                     add(&self.counters.upstream_failures);
                     tracing::debug!("upstream {}: {error}", upstream.address);
@@ -109,15 +131,18 @@ impl Forwarder {
                 }
             }
         }
-        refused
+        None
+    }
+
+    fn is_avoided(&self, upstream: &Upstream) -> bool {
+        upstream.avoided_until.load(Ordering::Relaxed) > self.millis()
     }
 
     /// Those that answered of late first, each group in the order given.
     fn in_order(&self) -> impl Iterator<Item = &Upstream> {
-        let now = self.millis();
-        let avoided = move |up: &&Upstream| up.avoided_until.load(Ordering::Relaxed) > now;
-        let good = self.upstreams.iter().filter(move |up| !avoided(up));
-        good.chain(self.upstreams.iter().filter(avoided))
+        let (avoided, good): (Vec<_>, Vec<_>) =
+            self.upstreams.iter().partition(|up| self.is_avoided(up));
+        good.into_iter().chain(avoided)
     }
 
     fn millis(&self) -> u64 {
@@ -146,11 +171,16 @@ fn is_truncated(answer: &[u8]) -> bool {
 }
 
 /// One question to one server.
-async fn exchange(server: SocketAddr, question: &[u8], via: Via) -> io::Result<Vec<u8>> {
+async fn exchange(
+    server: SocketAddr,
+    question: &[u8],
+    via: Via,
+    waits: &[Duration],
+) -> io::Result<Vec<u8>> {
     // An identity and a port that nobody can guess: else anybody could answer in the server's place.
     let id: [u8; 2] = rand::random();
     let sent = with_id(question, id)?;
-    let mut answer = over_udp(server, &sent).await?;
+    let mut answer = over_udp(server, &sent, waits).await?;
     if via == Via::Tcp && is_truncated(&answer) {
         answer = over_tcp(server, &sent).await?;
     }
@@ -165,7 +195,7 @@ fn with_id(message: &[u8], id: [u8; 2]) -> io::Result<Vec<u8>> {
     Ok(message)
 }
 
-async fn over_udp(server: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
+async fn over_udp(server: SocketAddr, question: &[u8], waits: &[Duration]) -> io::Result<Vec<u8>> {
     let any: IpAddr = match server {
         SocketAddr::V4(_) => [0; 4].into(),
         SocketAddr::V6(_) => [0; 16].into(),
@@ -173,7 +203,7 @@ async fn over_udp(server: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
     let socket = UdpSocket::bind((any, 0)).await?;
     socket.connect(server).await?;
     let mut buffer = vec![0; 4096];
-    for wait in UDP_WAITS {
+    for wait in waits {
         socket.send(question).await?;
         let answer = async {
             loop {
@@ -184,7 +214,7 @@ async fn over_udp(server: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
                 }
             }
         };
-        if let Ok(answer) = timeout(wait, answer).await {
+        if let Ok(answer) = timeout(*wait, answer).await {
             return answer;
         }
     }

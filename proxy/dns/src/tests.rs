@@ -877,6 +877,43 @@ proptest! {
         packet(&bytes);
     }
 
+    /// However services came to be as they are, the zone is the same.
+    #[test]
+    fn only_the_last_state_counts(
+        changes in prop::collection::vec((0..3_usize, 0..5_usize), 0..20),
+    ) {
+        let (maria, slices) = headless();
+        let states = |name: &str, state: usize| -> Option<(Service, &[EndpointSlice])> {
+            let of = |spec: Value| service("db", name, spec);
+            match state {
+                0 => None,
+                1 => Some((of(json!({"clusterIP": "10.96.0.1"})), &[])),
+                2 => Some((of(json!({"clusterIP": "10.96.0.1", "ports": [{"name": "x", "port": 1}]})), &[])),
+                3 => Some((Service { metadata: of(json!({})).metadata, ..maria.clone() }, &slices)),
+                _ => Some((Service { metadata: of(json!({})).metadata, ..maria.clone() }, &slices[1..])),
+            }
+        };
+        let empty = || Zone::new("cluster.local", &[]).unwrap();
+        let mut zone = empty();
+        let mut last = std::collections::BTreeMap::new();
+        for (name, state) in changes {
+            let name = ["a", "b", "c"][name];
+            last.insert(name, state);
+            match states(name, state) {
+                Some((service, slices)) => zone.set(&service, slices),
+                None => zone.remove("db", name),
+            }
+        }
+        let mut fresh = empty();
+        for (name, state) in last {
+            if let Some((service, slices)) = states(name, state) {
+                fresh.set(&service, slices);
+            }
+        }
+        fresh.set_serial(zone.serial());
+        prop_assert_eq!(zone, fresh);
+    }
+
     #[test]
     fn any_name_has_an_answer(labels in prop::collection::vec("[a-z_0-9-]{1,12}", 0..6), kind in 0_u16..300) {
         let labels = labels.iter().map(String::as_str).chain(["cluster", "local"]);

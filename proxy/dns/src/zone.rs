@@ -19,7 +19,7 @@ pub const TTL: u32 = 5;
 pub struct BadDomain(String);
 
 /// The names of one cluster.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Zone {
     pub(crate) domain: Name,
     pub(crate) addresses: Vec<IpAddr>,
@@ -114,6 +114,11 @@ impl Zone {
     /// Changes with every change.
     pub fn serial(&self) -> u32 {
         self.serial
+    }
+
+    #[cfg(test)]
+    pub(crate) fn set_serial(&mut self, serial: u32) {
+        self.serial = serial;
     }
 
     /// Whether what is not in the zone does not exist.
