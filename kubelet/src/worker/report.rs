@@ -1,11 +1,14 @@
 //! Reporting: the computed status goes to the API when it differs from what the API has. One patch is under
 //! way at a time, and the newest status wins.
 
+use std::collections::BTreeMap;
+
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use serde_json::Value;
 
 use super::{Outcome, Worker, shown};
+use crate::events::Severity;
 use crate::kube_api::ApiError;
 use crate::status::{self, patch};
 
@@ -34,6 +37,8 @@ pub(super) struct Report {
     retry_at: Option<Timestamp>,
     /// The API does not have the pod any more.
     gone: bool,
+    /// Runs whose back-off was told, by container.
+    backing_off: BTreeMap<String, i32>,
 }
 
 fn version_of(pod: &Pod) -> Option<u64> {
@@ -49,6 +54,7 @@ impl Report {
             failures: 0,
             retry_at: None,
             gone: false,
+            backing_off: BTreeMap::new(),
         }
     }
 
@@ -73,6 +79,7 @@ impl Worker {
     /// Sends the status when it differs; when to try again.
     pub(super) fn report_status(&mut self, now: Timestamp) -> Option<Timestamp> {
         let want = self.wanted(now);
+        self.tell_back_off(&want);
         let shown = shown(&self.pod, &self.observed, &want);
         self.ctx.board.show(&self.id.uid, shown);
         if self.report.in_flight || self.soft.gone || self.report.gone {
@@ -95,6 +102,30 @@ impl Worker {
             })
         });
         None
+    }
+
+    /// One event for each run that has to wait for the next.
+    fn tell_back_off(&mut self, status: &PodStatus) {
+        let all = status
+            .container_statuses
+            .iter()
+            .chain(&status.init_container_statuses)
+            .flatten();
+        for c in all {
+            let waiting = c.state.as_ref().and_then(|s| s.waiting.as_ref());
+            let reason = waiting.and_then(|w| w.reason.as_deref());
+            let told = self.report.backing_off.get(&c.name) == Some(&c.restart_count);
+            if reason != Some("CrashLoopBackOff") || told {
+                continue;
+            }
+            let (name, id) = (c.name.clone(), &self.id);
+            let text = format!(
+                "Back-off restarting failed container {name} in pod {}_{}({})",
+                id.name, id.namespace, id.uid
+            );
+            self.event(Some(&name), Severity::Warning, "BackOff", text);
+            self.report.backing_off.insert(name, c.restart_count);
+        }
     }
 
     /// What the API still has to hear before the object goes.

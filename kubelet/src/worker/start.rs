@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -259,6 +260,12 @@ fn make_places(spec: &ContainerSpec) -> Result<(), String> {
     };
     make(spec.log_path.as_deref().and_then(Path::parent))?;
     make(spec.termination_log.as_deref().and_then(Path::parent))?;
+    if let Some(file) = &spec.termination_log {
+        // Whoever the container runs as may write its last words.
+        fs::write(file, b"")
+            .and_then(|()| fs::set_permissions(file, fs::Permissions::from_mode(0o666)))
+            .map_err(|e| format!("make {}: {e}", file.display()))?;
+    }
     for mount in &spec.mounts {
         // A subPath (or an untyped hostPath) that is not there is made as a directory.
         if !mount.source.exists() {
