@@ -1,8 +1,9 @@
 //! The built-in kinds this control plane serves: the facts of Kubernetes 1.36's discovery document.
 //!
 //! Left out, on purpose: CustomResourceDefinitions and APIServices (no dynamic kinds yet),
-//! componentstatuses (deprecated upstream), flow control and dynamic resource allocation, and the
-//! `proxy` subresources. Asking for one of these gets the API's usual 404.
+//! componentstatuses (deprecated upstream), flow control and dynamic resource allocation, the
+//! `proxy` subresources, and `pods/ephemeralcontainers` and `pods/resize`, which no kubelet here acts
+//! on yet. Asking for one of these gets the API's usual 404.
 
 use serde_json::{Value, json};
 

@@ -201,13 +201,6 @@ static KINDS: &[Kind] = &[
         subresources: &[
             sub("attach", "", "v1", "PodAttachOptions", &["create", "get"]),
             sub("binding", "", "v1", "Binding", &["create"]),
-            sub(
-                "ephemeralcontainers",
-                "",
-                "v1",
-                "Pod",
-                &["get", "patch", "update"],
-            ),
             sub("eviction", "policy", "v1", "Eviction", &["create"]),
             sub("exec", "", "v1", "PodExecOptions", &["create", "get"]),
             sub("log", "", "v1", "Pod", &["get"]),
@@ -218,7 +211,6 @@ static KINDS: &[Kind] = &[
                 "PodPortForwardOptions",
                 &["create", "get"],
             ),
-            sub("resize", "", "v1", "Pod", &["get", "patch", "update"]),
             status("", "v1", "Pod"),
         ],
         ..kind(
