@@ -4,7 +4,7 @@
 use linux::{Host, Result};
 
 use super::diff::Change;
-use super::model::NewVxlan;
+use super::model::{NewVxlan, Route};
 
 /// Makes the changes, in order. Gives what failed; what is gone already, or there already, did not.
 pub fn apply(host: &mut dyn Host, changes: &[Change]) -> Vec<linux::Error> {
@@ -31,7 +31,7 @@ fn one(host: &mut dyn Host, change: &Change) -> Result<()> {
         Change::Sysctl(key, value) => host.ensure_sysctl(key, value).map(drop),
         Change::SetNeigh(dev, neigh) => host.replace_neigh(dev, neigh),
         Change::SetFdb(dev, entry) => host.replace_fdb(dev, entry),
-        Change::SetRoute(route) => host.replace_route(route),
+        Change::SetRoute(route) => set_route(host, route),
     }
 }
 
@@ -59,4 +59,22 @@ fn add_vxlan(host: &mut dyn Host, new: &NewVxlan) -> Result<()> {
         ))),
         None => Err(error),
     }
+}
+
+/// The kernel takes an IPv6 next hop on a link only if no other route leads to it by another link
+/// (`ip6_route_check_nh_onlink`), which is the case when it is just such a route that is to be
+/// replaced. A route to the next hop alone, for as long as this takes, settles it.
+fn set_route(host: &mut dyn Host, route: &Route) -> Result<()> {
+    let error = match host.replace_route(route) {
+        Err(e) if e.source.kind() == std::io::ErrorKind::InvalidInput => e,
+        other => return other,
+    };
+    let (Some(gateway @ std::net::IpAddr::V6(_)), Some(dev)) = (route.gateway, &route.dev) else {
+        return Err(error);
+    };
+    let bridge = Route::to(api::cidr::host_net(gateway)).dev(dev);
+    host.replace_route(&bridge)?;
+    let result = host.replace_route(route);
+    host.ensure_no_route(&bridge)?;
+    result
 }

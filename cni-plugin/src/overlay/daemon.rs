@@ -16,8 +16,9 @@ use tokio::time::Instant;
 use super::events::{Events, Interest};
 use super::firewall::Firewall;
 use super::model::{Desired, Own, Peer, Settings};
+use super::nodes::Nodes;
 use super::underlay::{self, NoUnderlay};
-use super::{apply, conflist, diff, node, observe, plan};
+use super::{apply, conflist, diff, observe, plan};
 
 /// What comes within this time of a first change is mended with it.
 const GATHER: Duration = Duration::from_millis(10);
@@ -31,94 +32,6 @@ const FULL: Duration = Duration::from_secs(60);
 
 /// Changes of this node's annotations; `None` takes one away.
 pub type Annotations = BTreeMap<String, Option<String>>;
-
-/// What nodes have said so far.
-#[derive(Debug, Default)]
-pub struct Nodes {
-    own: Option<Own>,
-    peers: BTreeMap<String, Peer>,
-    /// The list that is coming in.
-    next: Option<Box<Nodes>>,
-    complete: bool,
-    problems: BTreeMap<String, Vec<String>>,
-}
-
-impl Nodes {
-    /// Takes an event; true when something changed that matters.
-    pub fn take(&mut self, settings: &Settings, event: Event<Node>) -> bool {
-        match event {
-            Event::Init => {
-                self.next = Some(Box::default());
-                false
-            }
-            Event::InitApply(node) => {
-                if let Some(next) = &mut self.next {
-                    next.put(settings, &node);
-                }
-                false
-            }
-            Event::InitDone => match self.next.take() {
-                Some(next) => {
-                    let changed = !self.complete
-                        || next.own != self.own
-                        || next.peers != self.peers
-                        || next.problems != self.problems;
-                    *self = Self {
-                        complete: true,
-                        ..*next
-                    };
-                    changed
-                }
-                None => false,
-            },
-            Event::Apply(node) => self.put(settings, &node),
-            Event::Delete(node) => self.forget(settings, &node.metadata.name),
-        }
-    }
-
-    fn put(&mut self, settings: &Settings, node: &Node) -> bool {
-        let name = node.metadata.name.clone();
-        let mut problems = Vec::new();
-        let changed = if name == settings.node_name {
-            match node::own(node) {
-                Ok(own) => {
-                    let changed = self.own.as_ref() != Some(&own);
-                    self.own = Some(own);
-                    changed
-                }
-                Err(why) => {
-                    problems.push(format!("node {name}: {why}"));
-                    false
-                }
-            }
-        } else {
-            let peer = node::peer(node, settings.vni, &mut problems);
-            self.peers.insert(name.clone(), peer.clone()) != Some(peer)
-        };
-        let before = self.problems.get(&name).map(Vec::as_slice);
-        let problems_changed = before.unwrap_or_default() != problems.as_slice();
-        self.problems.remove(&name);
-        if !problems.is_empty() {
-            self.problems.insert(name, problems);
-        }
-        changed || problems_changed
-    }
-
-    /// This node's own deletion changes nothing: whoever deletes it may make it anew, and its pods
-    /// are still there.
-    fn forget(&mut self, settings: &Settings, name: &str) -> bool {
-        self.problems.remove(name);
-        name != settings.node_name && self.peers.remove(name).is_some()
-    }
-
-    /// This node and the others, once the list is complete and this node has networks for pods.
-    /// Without this node in it, a list is not believed: an API server that lost its data must not
-    /// cut running pods off.
-    fn known(&self) -> Option<(&Own, &BTreeMap<String, Peer>)> {
-        let own = self.own.as_ref()?;
-        (self.complete && !own.subnets.is_empty()).then_some((own, &self.peers))
-    }
-}
 
 /// What became of a sync.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -334,7 +247,7 @@ impl<P: FnMut(Annotations), R: FnOnce()> Daemon<P, R> {
 
     fn synced(&mut self, synced: Synced) {
         if synced.changes > 0 {
-            let peers = self.nodes.peers.len();
+            let peers = self.nodes.len();
             tracing::info!(peers, "made {} changes", synced.changes);
             // Whoever changed the one may have changed the other.
             self.check_firewall();
@@ -343,11 +256,14 @@ impl<P: FnMut(Annotations), R: FnOnce()> Daemon<P, R> {
         self.synced = synced.failures.is_empty();
         let mut words: BTreeSet<String> = synced.failures.into_iter().collect();
         words.extend(synced.problems);
-        words.extend(self.nodes.problems.values().flatten().cloned());
+        words.extend(self.nodes.problems());
         self.say(words);
         if !self.synced {
             self.try_again();
             return;
+        }
+        if self.ready.is_some() {
+            self.sweep();
         }
         self.retry = RETRY.0;
         if synced.annotations.is_empty() {
@@ -357,6 +273,17 @@ impl<P: FnMut(Annotations), R: FnOnce()> Daemon<P, R> {
             (self.publish)(synced.annotations);
         }
         self.tell_ready();
+    }
+
+    /// Removes what an earlier start with another VNI left, now that the new devices do its work.
+    fn sweep(&mut self) {
+        let left = observe::left_behind(&mut self.host, &self.settings);
+        for name in left.unwrap_or_default() {
+            match self.host.ensure_no_link(&name) {
+                Ok(_) => tracing::info!("removed {name}, which another VNI left behind"),
+                Err(error) => tracing::warn!("{error}"),
+            }
+        }
     }
 
     fn try_again(&mut self) {
@@ -434,8 +361,9 @@ pub fn cleanup(settings: &Settings) -> Result<(), String> {
     );
     match linux::Kernel::open() {
         Ok(mut host) => {
-            for name in settings.devices() {
-                failed.extend(host.ensure_no_link(&name).err().map(|e| e.to_string()));
+            let left = observe::left_behind(&mut host, settings).unwrap_or_default();
+            for name in left.iter().chain(&settings.devices()) {
+                failed.extend(host.ensure_no_link(name).err().map(|e| e.to_string()));
             }
         }
         Err(error) => failed.push(error.to_string()),

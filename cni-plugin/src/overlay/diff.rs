@@ -33,7 +33,7 @@ pub enum Change {
     /// Gives our device its address.
     AddAddr(String, Addr),
     /// Changes a kernel setting.
-    Sysctl(String, String),
+    Sysctl(String, &'static str),
     /// Sets a neighbour.
     SetNeigh(String, Neigh),
     /// Sets a forwarding entry.
@@ -112,9 +112,14 @@ pub fn diff(settings: &Settings, want: &Desired, seen: &Observed) -> Vec<Change>
             }
         }
     }
-    for (key, value) in &want.sysctls {
-        if seen.sysctls.get(key) != Some(value) {
-            let change = Change::Sysctl(key.clone(), value.clone());
+    for sysctl in &want.sysctls {
+        let there = seen.sysctls.get(&sysctl.key).map(String::as_str);
+        let due = match sysctl.only_from {
+            Some(from) => there == Some(from),
+            None => there != Some(sysctl.value),
+        };
+        if due {
+            let change = Change::Sysctl(sysctl.key.clone(), sysctl.value);
             changes.sysctls.push(change);
         }
     }

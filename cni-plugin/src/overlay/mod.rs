@@ -17,6 +17,7 @@ pub mod events;
 pub mod firewall;
 pub mod model;
 pub mod node;
+pub mod nodes;
 pub mod observe;
 pub mod plan;
 pub mod underlay;

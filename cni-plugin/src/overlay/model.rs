@@ -123,7 +123,18 @@ pub struct Desired {
     /// VXLAN devices by name.
     pub devices: BTreeMap<String, Device>,
     /// Kernel settings, in order.
-    pub sysctls: Vec<(String, String)>,
+    pub sysctls: Vec<Sysctl>,
+}
+
+/// A kernel setting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sysctl {
+    /// Its name, with slashes.
+    pub key: String,
+    /// The value it should have.
+    pub value: &'static str,
+    /// Only if it has this value; else it stays as it is.
+    pub only_from: Option<&'static str>,
 }
 
 /// One VXLAN device with all that is on it.

@@ -48,16 +48,34 @@ pub fn observe(host: &mut dyn Host, settings: &Settings, desired: &Desired) -> R
             Err(e) => return Err(e),
         }
     }
-    for (key, _) in &desired.sysctls {
-        match host.sysctl(key) {
+    for sysctl in &desired.sysctls {
+        match host.sysctl(&sysctl.key) {
             Ok(value) => {
-                seen.sysctls.insert(key.clone(), value);
+                seen.sysctls.insert(sysctl.key.clone(), value);
             }
             Err(e) if e.is_not_found() => {}
             Err(e) => return Err(e),
         }
     }
     Ok(seen)
+}
+
+/// Devices that this daemon made with another VNI, before its settings changed.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn left_behind(host: &mut dyn Host, settings: &Settings) -> Result<Vec<String>> {
+    let own = settings.devices();
+    let is_left = |link: &Link| {
+        let vni = ["seaway.", "seaway-v6."]
+            .into_iter()
+            .find_map(|prefix| link.name.strip_prefix(prefix))
+            .and_then(|vni| vni.parse::<u32>().ok());
+        let is_ours = vni.is_some() && vni == link.vxlan.as_ref().map(|vxlan| vxlan.vni);
+        is_ours && !own.contains(&link.name)
+    };
+    let links = host.links()?.into_iter();
+    Ok(links.filter(is_left).map(|link| link.name).collect())
 }
 
 fn device(host: &mut dyn Host, name: &str) -> Result<Option<SeenDevice>> {

@@ -5,7 +5,9 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use super::model::{Conflist, Device, Family, Mac, NewVxlan, Own, Peer, Plan, Settings, Underlay};
+use super::model::{
+    Conflist, Device, Family, Mac, NewVxlan, Own, Peer, Plan, Settings, Sysctl, Underlay,
+};
 use super::node;
 
 /// What VXLAN adds to a packet: inner Ethernet 14, VXLAN 8, UDP 8, and the outer IP header.
@@ -61,7 +63,9 @@ pub fn plan(
                 // One number serves both families of a pod: the smaller one.
                 mtu = Some(mtu.unwrap_or(u32::MAX).min(device_mtu));
                 subnets.push(*subnet);
-                plan.desired.sysctls.extend(sysctls(family, &device));
+                plan.desired
+                    .sysctls
+                    .extend(sysctls(family, &device, underlay));
                 plan.desired
                     .devices
                     .insert(device.vxlan.name.clone(), device);
@@ -195,15 +199,26 @@ fn changed(told: &BTreeMap<&'static str, String>, own: &Own) -> BTreeMap<String,
 }
 
 /// Settings without which the kernel forwards nothing.
-fn sysctls(family: Family, device: &Device) -> Vec<(String, String)> {
-    let set = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+fn sysctls(family: Family, device: &Device, underlay: &Underlay) -> Vec<Sysctl> {
+    let set = |key: String, value| Sysctl {
+        key,
+        value,
+        only_from: None,
+    };
     match family {
-        Family::V4 => vec![set("net/ipv4/ip_forward", "1")],
+        Family::V4 => vec![set("net/ipv4/ip_forward".to_owned(), "1")],
         Family::V6 => vec![
-            set("net/ipv6/conf/all/forwarding", "1"),
+            // A host that forwards takes no routes from routers unless told to: it would lose its
+            // default route.
+            Sysctl {
+                key: format!("net/ipv6/conf/{}/accept_ra", underlay.dev),
+                value: "2",
+                only_from: Some("1"),
+            },
+            set("net/ipv6/conf/all/forwarding".to_owned(), "1"),
             // Nobody on the other side may give this device addresses or routes.
             set(
-                &format!("net/ipv6/conf/{}/accept_ra", device.vxlan.name),
+                format!("net/ipv6/conf/{}/accept_ra", device.vxlan.name),
                 "0",
             ),
         ],

@@ -14,11 +14,12 @@ use linux::{Host, Mac};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::daemon::{self, Nodes};
+use super::daemon;
 use super::firewall::{self, Saved};
 use super::model::{
     Addr, Conflist, Desired, Family, FdbEntry, Neigh, Own, Peer, Plan, Settings, Underlay,
 };
+use super::nodes::Nodes;
 use super::observe::{Observed, observe};
 use super::{apply, conflist, diff, node, plan};
 
@@ -524,6 +525,18 @@ fn a_device_is_made_anew_only_if_it_must() {
         assert!(apply::apply(&mut host, &diff::diff(&settings, &want, &seen)).is_empty());
         let seen = observe(&mut host, &settings, &want).unwrap();
         assert_eq!(lines(&want, &seen), "");
+    }
+}
+
+#[test]
+fn a_node_that_forwards_keeps_listening_to_routers() {
+    for (there, expect) in [("1", "2"), ("0", "0"), ("2", "2")] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut host = fake(&FakeKernel::new());
+        host.preset_sysctl("net/ipv6/conf/eth0/accept_ra", there);
+        sync(&mut host, &dir, &peers(&[]));
+        let now = host.sysctl("net/ipv6/conf/eth0/accept_ra").unwrap();
+        assert_eq!(now, expect);
     }
 }
 

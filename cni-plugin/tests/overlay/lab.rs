@@ -144,6 +144,9 @@ impl Lab {
             println!("SKIPPED {test}: needs root");
             return None;
         }
+        // What the daemons say stands beside a failure.
+        let log = tracing_subscriber::fmt().with_test_writer().try_init();
+        drop(log);
         let fabric = NetNs::anonymous().unwrap();
         let mut host = kernel(&fabric);
         host.add_bridge(&NewBridge {
@@ -302,6 +305,10 @@ impl Node {
                 panic!("the daemon panicked");
             }
         }
+    }
+
+    pub(crate) fn set_vni(&mut self, vni: u32) {
+        self.settings.vni = vni;
     }
 
     pub(crate) fn cleanup(&self) {

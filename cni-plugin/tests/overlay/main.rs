@@ -14,7 +14,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use linux::link::{LinkChange, NewVxlan};
-use linux::route::{PROTOCOL_SEAWAY, RouteFilter};
+use linux::route::{PROTOCOL_BOOT, PROTOCOL_SEAWAY, Route, RouteFilter};
 use linux::{Host, NetNs};
 
 use lab::{Lab, Pod, wait_until};
@@ -126,10 +126,16 @@ fn what_is_removed_comes_back_at_once() {
             dev: Some(device),
             ..RouteFilter::default()
         };
-        let breaks: [(&str, Break<'_>); 8] = [
+        let breaks: [(&str, Break<'_>); 9] = [
             ("route", &|| {
                 let route = node.kernel().routes(&ours).unwrap().remove(0);
                 node.kernel().del_route(&route).unwrap();
+            }),
+            ("route replaced by another's", &|| {
+                let route = node.kernel().routes(&ours).unwrap().remove(0);
+                let mut foreign = Route::to(route.dst).dev("eth0");
+                foreign.protocol = PROTOCOL_BOOT;
+                node.kernel().replace_route(&foreign).unwrap();
             }),
             ("neighbour", &|| {
                 let neigh = node.kernel().neighs(device).unwrap().remove(0);
@@ -234,6 +240,30 @@ fn a_larger_underlay_makes_larger_packets() {
 }
 
 #[test]
+fn devices_of_another_vni_are_swept() {
+    let Some(mut lab) = Lab::new("devices_of_another_vni_are_swept", 2, true) else {
+        return;
+    };
+    let names = |lab: &Lab| -> Vec<String> {
+        let links = lab.nodes[0].kernel().links().unwrap().into_iter();
+        links.map(|link| link.name).collect()
+    };
+    for node in &mut lab.nodes {
+        node.stop();
+        node.set_vni(7);
+        node.start(&lab.api);
+    }
+    assert_eq!(names(&lab), ["lo", "eth0", "seaway.7", "seaway-v6.7"]);
+    let (a, b) = (lab.nodes[0].pod("a"), lab.nodes[1].pod("b"));
+    wait_until("the other node under the new VNI", || {
+        lab.nodes
+            .iter()
+            .all(|n| n.state("seaway.7").contains("route"))
+    });
+    seen_as(&a.netns, &b.netns, b.ips[0]);
+}
+
+#[test]
 fn cleanup_leaves_no_trace() {
     let Some(mut lab) = Lab::new("cleanup_leaves_no_trace", 2, true) else {
         return;
@@ -287,4 +317,45 @@ fn chains_that_were_flushed_come_back() {
     node.stop();
     node.cleanup();
     assert!(!node.rules().contains("SEAWAY"), "{}", node.rules());
+}
+
+#[test]
+fn bad_flags_and_files_are_told_in_one_line() {
+    for (flags, expect) in [
+        (
+            &["--node-name", "n", "--cluster-cidr", "10.0.0.0"][..],
+            "error: invalid value '10.0.0.0' for '--cluster-cidr <NETWORKS>': \"10.0.0.0\" is not a network (ADDRESS/LENGTH)",
+        ),
+        (
+            &["--node-name", "n", "--vni", "16777216"],
+            "16777216 is not in 1..16777216",
+        ),
+        (
+            &["--node-name", "n", "--port", "0"],
+            "0 is not in 1..=65535",
+        ),
+        (&["--nodename", "n"], "unexpected argument '--nodename'"),
+        (&[], "--node-name <NAME>"),
+        (
+            &["--node-name", "", "--kubeconfig", "x"],
+            "--node-name must not be empty",
+        ),
+        (
+            &["--node-name", "n", "--log-level", "a=b=c"],
+            "--log-level: ",
+        ),
+        (
+            &["--node-name", "n", "--kubeconfig", "/nowhere/config"],
+            "kubeconfig /nowhere/config: No such file or directory",
+        ),
+    ] {
+        let output = linux::exec::Exec::new(env!("CARGO_BIN_EXE_overlay"))
+            .args(flags)
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success(), "{flags:?}");
+        assert!(text.contains(expect), "{flags:?}: {text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
+    }
 }
