@@ -72,3 +72,6 @@ impl Settings {
             }
     }
 }
+
+#[cfg(test)]
+mod tests;
