@@ -149,13 +149,18 @@ impl App {
         let target = target?;
         let query = Query::parse(head.uri.query());
         let verb = path::verb(&head.method, &target, query.flag("watch"))?;
+        // A list or watch of a single name counts as one of that object.
+        let single = query
+            .get("fieldSelector")
+            .and_then(|text| text.strip_prefix("metadata.name="));
+        let single = single.filter(|name| matches!(verb, "list" | "watch") && !name.contains(','));
         let attributes = Attributes {
             verb,
             group: target.kind.group,
             resource: target.kind.plural,
             subresource: target.subresource.map_or("", |sub| sub.name),
             namespace: target.namespace(),
-            name: target.name(),
+            name: single.unwrap_or(target.name()),
             path: "",
         };
         authorize(&self, &user, &attributes).await?;

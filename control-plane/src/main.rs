@@ -1,6 +1,7 @@
 //! `control-plane`: `init` writes keys and kubeconfigs, `run` is the API server with its store,
 //! controllers and scheduler.
 
+use std::io::IsTerminal;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -123,6 +124,7 @@ fn start(cli: Cli) -> Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     match cli.command {
         Command::Init(init) => initialise(init),

@@ -5,6 +5,7 @@
 
 pub mod allocate;
 mod families;
+mod grants;
 pub mod namespace;
 pub mod pod;
 pub mod service;
@@ -32,6 +33,9 @@ pub async fn create(
             .map(|()| Vec::new()),
         ("", "Service") => service::admit(app, kind, None, object).await,
         ("", "Namespace") => Ok(namespace::furnish(app, object)),
+        ("rbac.authorization.k8s.io", _) => grants::check(app, user, kind, object)
+            .await
+            .map(|()| Vec::new()),
         _ => Ok(Vec::new()),
     }
 }
@@ -39,13 +43,16 @@ pub async fn create(
 /// Completes a changed object.
 pub async fn update(
     app: &Arc<App>,
-    _user: &User,
+    user: &User,
     kind: &'static Kind,
     old: &Value,
     new: &mut Value,
 ) -> Result<Vec<Op>> {
     match (kind.group, kind.kind) {
         ("", "Service") => service::admit(app, kind, Some(old), new).await,
+        ("rbac.authorization.k8s.io", _) => grants::check(app, user, kind, new)
+            .await
+            .map(|()| Vec::new()),
         _ => Ok(Vec::new()),
     }
 }

@@ -3,7 +3,7 @@
 //! The parsed objects are kept and brought up to date from a watch before every decision, so a
 //! binding counts for the very next request.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 
 use api::selector::{LabelSelector, LabelSelectorSpec};
@@ -107,6 +107,30 @@ impl Rbac {
         Ok(state.rules_of(user, namespace).map(Rule::to_json).collect())
     }
 
+    /// The rules of the role a binding refers to.
+    pub async fn rules_of_role(
+        &self,
+        store: &dyn Store,
+        namespace: &str,
+        kind: &str,
+        name: &str,
+    ) -> Result<Vec<serde_json::Value>> {
+        self.refresh(store).await?;
+        let guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(state) = &*guard else {
+            return Ok(Vec::new());
+        };
+        let key = match kind {
+            "ClusterRole" => format!("clusterroles/{name}"),
+            _ => format!("roles/{namespace}/{name}"),
+        };
+        Ok(state
+            .rules_in(&key)
+            .into_iter()
+            .map(Rule::to_json)
+            .collect())
+    }
+
     async fn refresh(&self, store: &dyn Store) -> Result<()> {
         let fresh = {
             let mut guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -191,28 +215,33 @@ impl State {
             .take_while(move |(key, _)| key.starts_with(&prefix))
     }
 
-    /// The rules of a role, with those of the roles it gathers by label.
+    /// The rules of a role, with those of the roles it gathers by label, and of those they gather.
     fn rules_in(&self, key: &str) -> Vec<&Rule> {
-        let Some(role) = self.objects.get(key) else {
-            return Vec::new();
-        };
-        let mut rules: Vec<&Rule> = role.rules.iter().flatten().collect();
-        for spec in role
-            .aggregation_rule
-            .iter()
-            .flat_map(|a| &a.cluster_role_selectors)
-        {
-            let Ok(selector) = LabelSelector::from_spec(spec) else {
+        let mut seen = BTreeSet::new();
+        let mut open = vec![key];
+        let mut rules = Vec::new();
+        while let Some(key) = open.pop() {
+            let Some(role) = self.objects.get(key).filter(|_| seen.insert(key)) else {
                 continue;
             };
-            for (_, other) in self.below("clusterroles/".to_owned()) {
-                if other
-                    .metadata
-                    .labels
-                    .as_ref()
-                    .is_some_and(|labels| selector.matches(labels))
-                {
-                    rules.extend(other.rules.iter().flatten());
+            rules.extend(role.rules.iter().flatten());
+            for spec in role
+                .aggregation_rule
+                .iter()
+                .flat_map(|rule| &rule.cluster_role_selectors)
+            {
+                let Ok(selector) = LabelSelector::from_spec(spec) else {
+                    continue;
+                };
+                for (other, found) in self.below("clusterroles/".to_owned()) {
+                    if found
+                        .metadata
+                        .labels
+                        .as_ref()
+                        .is_some_and(|labels| selector.matches(labels))
+                    {
+                        open.push(other);
+                    }
                 }
             }
         }

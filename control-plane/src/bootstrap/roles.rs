@@ -6,6 +6,17 @@ use serde_json::{Value, json};
 const READ: &[&str] = &["get", "list", "watch"];
 const WRITE: &[&str] = &["create", "delete", "deletecollection", "patch", "update"];
 const ALL: &[&str] = &["*"];
+/// Every verb but `bind` and `escalate`, with which roles could be given that their giver lacks.
+const EVERY: &[&str] = &[
+    "create",
+    "delete",
+    "deletecollection",
+    "get",
+    "list",
+    "patch",
+    "update",
+    "watch",
+];
 
 /// All cluster roles and their bindings.
 pub(super) fn objects() -> Vec<Value> {
@@ -303,7 +314,7 @@ fn user_admin() -> Vec<Value> {
         rule(
             &["rbac.authorization.k8s.io"],
             &["rolebindings", "roles"],
-            ALL,
+            EVERY,
         ),
         rule(
             &["authorization.k8s.io"],

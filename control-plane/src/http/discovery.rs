@@ -63,6 +63,12 @@ pub fn answer(
         ["apis", group] => documents::legacy_group(group)?,
         ["apis", group, version] => documents::legacy_resources(group, version)?,
         ["openapi", "v3"] => schema::openapi::index(),
+        ["openapi", "v2"] => {
+            let mut response = json_bytes(StatusCode::OK, schema::openapi::v2_document());
+            let kind = HeaderValue::from_static(schema::openapi::V2_CONTENT_TYPE);
+            response.headers_mut().insert(CONTENT_TYPE, kind);
+            return Some(response);
+        }
         ["openapi", "v3", rest @ ..] => return openapi(&rest.join("/"), headers),
         [""] => json!({"paths": [
             "/api", "/api/v1", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v3", "/readyz", "/version",

@@ -245,3 +245,109 @@ async fn impersonation_needs_the_right_to_it() {
         .unwrap();
     assert_eq!(lab.client.send(request).await.unwrap().status(), 403);
 }
+
+#[tokio::test]
+async fn nobody_grants_what_he_does_not_have() {
+    let lab = lab().await;
+    let base = "/apis/rbac.authorization.k8s.io/v1/namespaces/default";
+    let bind = |name: &str, kind: &str, role: &str| {
+        json!({"metadata": {"name": name}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": role},
+            "subjects": [{"kind": "ServiceAccount", "name": "default", "namespace": "default"}]})
+    };
+    let (code, made) = lab
+        .post(
+            &format!("{base}/rolebindings"),
+            bind("b", "ClusterRole", "admin"),
+        )
+        .await;
+    assert_eq!(code, 201, "{made}");
+    let path = "/api/v1/namespaces/default/serviceaccounts/default/token";
+    let (_, made) = lab.post(path, json!({"spec": {}})).await;
+    let account = anonymous(&lab.server, made["status"]["token"].as_str());
+    let role = |name: &str, resource: &str| json!({"metadata": {"name": name}, "rules": [{"verbs": ["get"], "apiGroups": [""], "resources": [resource]}]});
+    let roles = format!("{base}/roles");
+    assert_eq!(
+        ask(&account, "POST", &roles, role("mine", "pods")).await.0,
+        201
+    );
+    let (code, status) = ask(&account, "POST", &roles, role("more", "nodes")).await;
+    assert_eq!(code, 403);
+    assert!(
+        status["message"]
+            .as_str()
+            .unwrap()
+            .contains("not currently held"),
+        "{status}"
+    );
+    assert_eq!(
+        ask(&account, "POST", &roles, role("most", "*")).await.0,
+        403
+    );
+    let bindings = format!("{base}/rolebindings");
+    assert_eq!(
+        ask(&account, "POST", &bindings, bind("x", "Role", "mine"))
+            .await
+            .0,
+        201
+    );
+    assert_eq!(
+        ask(
+            &account,
+            "POST",
+            &bindings,
+            bind("y", "ClusterRole", "view")
+        )
+        .await
+        .0,
+        201
+    );
+    assert_eq!(
+        ask(
+            &account,
+            "POST",
+            &bindings,
+            bind("z", "ClusterRole", "cluster-admin")
+        )
+        .await
+        .0,
+        403
+    );
+}
+
+#[tokio::test]
+async fn a_kubelet_reads_the_secrets_of_its_pods_alone() {
+    let lab = with_nodes().await;
+    let own = client(&lab.dir, &lab.server, "nodes/n1/kubelet.kubeconfig").await;
+    let secrets = "/api/v1/namespaces/default/secrets";
+    for name in ["used", "other"] {
+        assert_eq!(
+            lab.post(secrets, json!({"metadata": {"name": name}}))
+                .await
+                .0,
+            201
+        );
+    }
+    let pod = json!({"metadata": {"name": "p"}, "spec": {"nodeName": "n1", "containers": [{"name": "c", "image": "i"}],
+        "volumes": [{"name": "v", "secret": {"secretName": "used"}}]}});
+    assert_eq!(
+        lab.post("/api/v1/namespaces/default/pods", pod).await.0,
+        201
+    );
+    let get = async |path: String| ask(&own, "GET", &path, Value::Null).await.0;
+    assert_eq!(get(format!("{secrets}/used")).await, 200);
+    assert_eq!(
+        get(format!("{secrets}?fieldSelector=metadata.name%3Dused")).await,
+        200
+    );
+    assert_eq!(get(format!("{secrets}/other")).await, 403);
+    assert_eq!(
+        get(format!("{secrets}?fieldSelector=metadata.name%3Dother")).await,
+        403
+    );
+    assert_eq!(get(secrets.to_owned()).await, 403);
+    assert_eq!(get("/api/v1/secrets".to_owned()).await, 403);
+    assert_eq!(
+        get("/api/v1/namespaces/default/configmaps/kube-root-ca.crt".to_owned()).await,
+        200
+    );
+}
