@@ -347,6 +347,22 @@ mod tests {
         check("12E", "9223372036854775807", i64::MAX, i64::MAX);
     }
 
+    /// Texts with the canonical form that kubectl (Go's own implementation) prints for them. Go keeps
+    /// some texts as they came (`36.999k`): those say nothing about the canonical form.
+    #[test]
+    fn canonical_forms_are_gos() {
+        let rows = include_str!("../tests/data/quantities.txt").lines();
+        let mut wrong = Vec::new();
+        for row in rows {
+            let (text, canonical) = row.split_once('\t').unwrap();
+            let found = text.parse::<Quantity>().map(|q| q.to_string());
+            if found.as_deref().unwrap_or("ERR") != canonical && canonical != text {
+                wrong.push(format!("{text}: {found:?}, Go says {canonical}"));
+            }
+        }
+        assert!(wrong.is_empty(), "{wrong:#?}");
+    }
+
     #[test]
     fn bad_texts() {
         for text in [
