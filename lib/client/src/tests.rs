@@ -253,6 +253,37 @@ async fn refusals_and_broken_connections_are_tried_again() {
 }
 
 #[tokio::test]
+async fn a_server_that_lost_its_data_means_a_new_list() {
+    let (client, seen) = fake(vec![
+        list(100, "", &[thing("a", 3, 1)]),
+        // It does not know that version, whatever it calls that.
+        refuse(504, "Timeout"),
+        refuse(504, "Timeout"),
+        list(5, "", &[thing("b", 4, 1)]),
+        // Lost once more, told by a smaller version.
+        ok(line("BOOKMARK", r#"{"metadata":{"resourceVersion":"2"}}"#)),
+        list(2, "", &[thing("c", 1, 1)]),
+        hold(""),
+    ])
+    .await;
+    let mut stream = client.watch(THINGS, Selection::default());
+    assert_eq!(
+        until(&mut stream, "listed c1").await,
+        [
+            "init",
+            "listed a1",
+            "done",
+            "init",
+            "listed b1",
+            "done",
+            "init",
+            "listed c1"
+        ]
+    );
+    assert_eq!(seen.lock().unwrap().len(), 6);
+}
+
+#[tokio::test]
 async fn an_object_that_cannot_be_read_stops_no_other() {
     let (client, _) = fake(vec![
         list(

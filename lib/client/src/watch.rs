@@ -54,6 +54,7 @@ impl Client {
             state: State::Start,
             ready: VecDeque::new(),
             backoff: Backoff::default(),
+            refused: false,
         };
         stream::unfold(watch, |mut watch| async move {
             let event = watch.next().await;
@@ -89,6 +90,8 @@ struct Watch<T> {
     /// Read, but not yet taken.
     ready: VecDeque<Event<T>>,
     backoff: Backoff,
+    /// The server's answer to the last watch was an error.
+    refused: bool,
 }
 
 enum State {
@@ -157,13 +160,19 @@ impl<T: DeserializeOwned> Watch<T> {
         match tokio::time::timeout_at(deadline, open).await {
             Ok(Ok(response)) => {
                 let lines = Lines::new(response.into_body(), deadline);
+                self.refused = false;
                 self.state = State::Watching(Box::new(lines), version);
             }
             Ok(Err(e)) if e.is_gone() => {
                 tracing::info!("watch {}: {e}; listing again", self.resource.plural);
             }
             Ok(Err(e)) => {
-                self.state = State::Listed(version);
+                // A server that answers, but does not know this version even the second time, may
+                // have lost its data: only a list helps.
+                if e.code().is_none() || !self.refused {
+                    self.state = State::Listed(version);
+                }
+                self.refused = e.code().is_some() && !self.refused;
                 self.wait("watch", &e).await;
             }
             Err(_elapsed) => self.state = State::Listed(version),
@@ -214,6 +223,10 @@ impl<T: DeserializeOwned> Watch<T> {
             ));
         }
         if let Some(seen) = Head::of(change.object).metadata.resource_version {
+            if is_before(seen, version) {
+                let why = format!("version {seen} after {version}: the server lost its data");
+                return Err(Error::transport(&self.path(), why));
+            }
             version.replace_range(.., seen);
         }
         let wrap: fn(T) -> Event<T> = match change.kind {
@@ -243,6 +256,15 @@ impl<T: DeserializeOwned> Watch<T> {
             tracing::debug!(?wait, "{verb} {}: {error}", self.resource.plural);
         }
         tokio::time::sleep(wait).await;
+    }
+}
+
+/// Whether one resource version is older than another. They are decimal numbers that only grow, as
+/// clients may rely on since Kubernetes 1.35 (KEP-5504); others are not compared.
+fn is_before(seen: &str, version: &str) -> bool {
+    match (seen.parse::<u64>(), version.parse::<u64>()) {
+        (Ok(seen), Ok(version)) => seen < version,
+        _ => false,
     }
 }
 
