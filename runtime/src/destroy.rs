@@ -129,31 +129,51 @@ pub(crate) fn reap(pid: i32) {
 /// that it was lost. A sandbox with a living shim, and one that is not there, stay as they are.
 pub(crate) fn settle(root: &Root, id: &str) -> Result<()> {
     let dir = root.sandbox(id);
-    let Some(shim) = state::read::<state::ShimFile>(&dir.join("shim.json"))? else {
-        return Ok(());
-    };
-    if state::birth(shim.pid) == Some(shim.birth) {
+    if dead_shim(&dir)?.is_none() {
         return Ok(());
     }
+    match state::lock(&dir)? {
+        Some(_lock) => settle_locked(&dir),
+        None => Ok(()),
+    }
+}
+
+/// As [`settle`], for who holds the sandbox's lock.
+pub(crate) fn settle_locked(dir: &Path) -> Result<()> {
+    // Whoever had the lock before may have seen to it.
+    let Some(shim) = dead_shim(dir)? else {
+        return Ok(());
+    };
+    let groups = Hierarchies::detect()?;
     for name in state::subdirs(&dir.join("containers")) {
-        lose(&state::container_dir(&dir, &name))?;
+        lose(&groups, &state::container_dir(dir, &name))?;
+    }
+    if shim.pause.is_some()
+        && let Some(file) = state::read::<SandboxFile>(&dir.join("sandbox.json"))?
+    {
+        groups.kill_all(&file.spec.cgroup_parent)?;
     }
     Ok(())
 }
 
-/// Records the end of a container that nobody saw.
-fn lose(dir: &Path) -> Result<()> {
+/// The shim of the sandbox in `dir`, when it is dead.
+fn dead_shim(dir: &Path) -> Result<Option<state::ShimFile>> {
+    let shim: Option<state::ShimFile> = state::read(&dir.join("shim.json"))?;
+    Ok(shim.filter(|shim| state::birth(shim.pid) != Some(shim.birth)))
+}
+
+/// Records the end of a container that nobody saw. One that was not made to the end goes.
+fn lose(groups: &Hierarchies, dir: &Path) -> Result<()> {
     let started_at = match state::container_state(dir)? {
-        ContainerState::Exited(_) => return Ok(()),
-        ContainerState::Running { started_at, .. } => Some(started_at),
-        ContainerState::Created => None,
+        None => return container(groups, dir),
+        Some(ContainerState::Exited(_)) => return Ok(()),
+        Some(ContainerState::Running { started_at, .. }) => Some(started_at),
+        Some(ContainerState::Created) => None,
     };
-    let Some(file) = state::read::<ContainerFile>(&dir.join("container.json"))? else {
-        return Ok(());
-    };
-    let groups = Hierarchies::detect()?;
-    groups.kill_all(&file.cgroup)?;
-    groups.remove(&file.cgroup)?;
+    if let Some(file) = state::read::<ContainerFile>(&dir.join("container.json"))? {
+        groups.kill_all(&file.cgroup)?;
+        groups.remove(&file.cgroup)?;
+    }
     mount::unmount_below(dir)?;
     let exit = Exit {
         code: LOST_CODE,

@@ -109,36 +109,44 @@ impl Runtime {
         plan::sandbox::check(spec)?;
         let inner = &self.inner;
         let dir = inner.root.sandbox(&spec.id);
+        let fresh = !dir.exists();
+        let containers = dir.join("containers");
+        let _lock = loop {
+            fs::create_dir_all(&containers).map_err(Error::path("make directory", &containers))?;
+            if let Some(lock) = state::lock(&dir)? {
+                break lock;
+            }
+        };
         if state::living_shim(&dir)?.is_some() {
             return Ok(());
         }
-        let made = || -> Result<()> {
-            let containers = dir.join("containers");
-            fs::create_dir_all(&containers).map_err(Error::path("make directory", &containers))?;
-            destroy::settle(&inner.root, &spec.id)?;
-            let file = SandboxFile {
-                spec: spec.clone(),
-                created_at: Timestamp::now(),
-            };
-            state::write(&dir.join("sandbox.json"), &file)?;
-            inner.groups.create(&spec.cgroup_parent)?;
-            limits::write(&inner.groups, &spec.cgroup_parent, &spec.limits)?;
-            start::shim(
-                &inner.shim,
-                &inner.groups,
-                inner.shim_cgroup.as_deref(),
-                &dir,
-                spec,
-            )
-        };
-        match made() {
-            Ok(()) => state::announce(&inner.root, &spec.id),
-            Err(e) => {
-                // What is half made must not be taken for a sandbox; the first error is the one to tell.
-                drop(destroy::sandbox(&inner.root, &inner.groups, &spec.id));
-                Err(e)
-            }
+        let made = self.make_sandbox(spec, &dir);
+        if made.is_err() && fresh {
+            // What is half made must not be taken for a sandbox; the first error is the one to tell.
+            drop(destroy::sandbox(&inner.root, &inner.groups, &spec.id));
         }
+        made?;
+        state::announce(&inner.root, &spec.id)
+    }
+
+    /// Makes a sandbox or gives one a new shim, under its lock.
+    fn make_sandbox(&self, spec: &SandboxSpec, dir: &Path) -> Result<()> {
+        let inner = &self.inner;
+        destroy::settle_locked(dir)?;
+        let file = SandboxFile {
+            spec: spec.clone(),
+            created_at: Timestamp::now(),
+        };
+        state::write(&dir.join("sandbox.json"), &file)?;
+        inner.groups.create(&spec.cgroup_parent)?;
+        limits::write(&inner.groups, &spec.cgroup_parent, &spec.limits)?;
+        start::shim(
+            &inner.shim,
+            &inner.groups,
+            inner.shim_cgroup.as_deref(),
+            dir,
+            spec,
+        )
     }
 
     /// Kills and removes every container of a sandbox, its namespaces, mounts, cgroup and files.
@@ -146,9 +154,9 @@ impl Runtime {
     pub fn remove_sandbox(&self, id: &str) -> Result<()> {
         state::check_id("id", id)?;
         let dir = self.inner.root.sandbox(id);
-        if !dir.exists() {
+        let Some(_lock) = state::lock(&dir)? else {
             return Ok(());
-        }
+        };
         if state::living_shim(&dir)?.is_some() {
             let title = format!("remove sandbox {id}");
             // A shim that does not answer is killed below.
@@ -362,10 +370,10 @@ impl Runtime {
     /// Not there; a state file cannot be read.
     pub fn container_status(&self, id: &str) -> Result<ContainerStatus> {
         let (dir, file) = self.find(id)?.ok_or_else(|| Error::container(id))?;
-        if let ContainerState::Running { .. } = state::container_state(&dir)? {
+        if let Some(ContainerState::Running { .. }) = state::container_state(&dir)? {
             destroy::settle(&self.inner.root, &file.sandbox_id)?;
         }
-        status(&dir, file)
+        status(&dir, file)?.ok_or_else(|| Error::container(id))
     }
 
     /// Every container, in the order of sandbox and container ids.
@@ -385,9 +393,8 @@ impl Runtime {
         let mut all = Vec::new();
         for id in state::subdirs(&dir.join("containers")) {
             let dir = state::container_dir(&dir, &id);
-            // Between making its directory and its first file a container is not there yet.
             if let Some(file) = state::read(&dir.join("container.json"))? {
-                all.push(status(&dir, file)?);
+                all.extend(status(&dir, file)?);
             }
         }
         Ok(all)
@@ -489,9 +496,11 @@ impl Runtime {
     }
 }
 
-fn status(dir: &Path, file: ContainerFile) -> Result<ContainerStatus> {
-    Ok(ContainerStatus {
-        state: state::container_state(dir)?,
+/// The facts of a container; `None` until it is made.
+fn status(dir: &Path, file: ContainerFile) -> Result<Option<ContainerStatus>> {
+    let state = state::container_state(dir)?;
+    Ok(state.map(|state| ContainerStatus {
+        state,
         id: file.spec.id,
         sandbox_id: file.sandbox_id,
         name: file.spec.name,
@@ -502,7 +511,7 @@ fn status(dir: &Path, file: ContainerFile) -> Result<ContainerStatus> {
         log_path: file.spec.log_path,
         labels: file.spec.labels,
         annotations: file.spec.annotations,
-    })
+    }))
 }
 
 /// A number that no other call of this machine gets.

@@ -14,6 +14,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -128,9 +129,31 @@ pub(crate) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     fs::rename(&temp, path).map_err(Error::path("write", path))
 }
 
-/// The state in a container's directory; created when nothing is written yet.
-pub(crate) fn container_state(dir: &Path) -> Result<ContainerState> {
-    Ok(read(&dir.join("state.json"))?.unwrap_or(ContainerState::Created))
+/// The state in a container's directory; `None` until it is made.
+pub(crate) fn container_state(dir: &Path) -> Result<Option<ContainerState>> {
+    read(&dir.join("state.json"))
+}
+
+/// Holds off others that would make, settle or remove the sandbox in `dir`; `None` when it is not
+/// there (any more).
+pub(crate) fn lock(dir: &Path) -> Result<Option<fs::File>> {
+    loop {
+        let file = match fs::File::open(dir) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(Error::path("open", dir))?,
+        };
+        file.lock().map_err(Error::path("lock", dir))?;
+        let mine = file.metadata().map_err(Error::path("look at", dir))?;
+        // While we waited it may have been removed, and made anew by somebody else.
+        match fs::metadata(dir) {
+            Ok(there) if (there.dev(), there.ino()) == (mine.dev(), mine.ino()) => {
+                return Ok(Some(file));
+            }
+            Ok(_) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::path("look at", dir)(e)),
+        }
+    }
 }
 
 /// Tells the watchers of `root` that sandbox `id` changed.

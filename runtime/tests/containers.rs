@@ -604,3 +604,112 @@ fn everything_of_a_state_directory_can_be_destroyed() {
     }
     bench.check_clean();
 }
+
+#[test]
+fn a_pod_has_its_own_network() {
+    let Some(bench) = bench("a_pod_has_its_own_network") else {
+        return;
+    };
+    let netns = bench.dir.join("netns");
+    linux::NetNs::create(&netns).unwrap();
+    let spec = SandboxSpec {
+        id: "p".to_owned(),
+        hostname: "netpod".to_owned(),
+        netns: Some(netns.clone()),
+        cgroup_parent: format!("{}/kubepods/podp", bench.cgroup),
+        sysctls: [(
+            "net.ipv4.ip_unprivileged_port_start".to_owned(),
+            "77".to_owned(),
+        )]
+        .into(),
+        ..SandboxSpec::default()
+    };
+    bench.runtime.create_sandbox(&spec).unwrap();
+    bench.run("p", "c", "sleep 1000");
+    let ns = |pid: i32| fs::metadata(format!("/proc/{pid}/ns/net")).unwrap().ino();
+    assert_eq!(ns(bench.pid("c")), fs::metadata(&netns).unwrap().ino());
+    let script = "cat /proc/sys/net/ipv4/ip_unprivileged_port_start; ls /sys/class/net";
+    assert_eq!(exec(&bench, "c", script), (0, "77\nlo\n".to_owned()));
+    bench.runtime.remove_sandbox("p").unwrap();
+    linux::NetNs::remove(&netns).unwrap();
+    bench.check_clean();
+}
+
+#[test]
+fn the_hosts_namespaces_and_privileges() {
+    let Some(bench) = bench("the_hosts_namespaces_and_privileges") else {
+        return;
+    };
+    let spec = SandboxSpec {
+        id: "p".to_owned(),
+        hostname: "ignored".to_owned(),
+        cgroup_parent: format!("{}/kubepods/podp", bench.cgroup),
+        host_network: true,
+        host_pid: true,
+        host_ipc: true,
+        ..SandboxSpec::default()
+    };
+    bench.runtime.create_sandbox(&spec).unwrap();
+    let mut spec = bench.container("c", "sleep 1000 & sleep 1000");
+    spec.security.privileged = true;
+    bench.start("p", &spec);
+    let pid = bench.pid("c").to_string();
+    let ns = |pid: &str, kind: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+    for kind in ["pid", "net", "uts", "ipc"] {
+        assert_eq!(ns(&pid, kind), ns("self", kind), "{kind}");
+    }
+    assert_ne!(ns(&pid, "mnt"), ns("self", "mnt"));
+    let script = "mount -t tmpfs x /tmp && touch /tmp/y && test -c /dev/null && \
+        grep ' /sys sysfs rw' /proc/mounts > /dev/null && echo fine";
+    assert_eq!(exec(&bench, "c", script).1, "fine\n");
+    bench.runtime.kill_container("c").unwrap();
+    // Its other process is in no namespace that would have ended with the first.
+    let groups = linux::cgroup::Hierarchies::detect().unwrap();
+    let alive = groups.pids(&format!("{}/kubepods", bench.cgroup));
+    assert!(
+        alive.iter().all(|pid| !linux::process::is_alive(*pid)),
+        "{alive:?}"
+    );
+    bench.runtime.remove_sandbox("p").unwrap();
+    bench.check_clean();
+}
+
+#[test]
+fn state_directories_may_have_long_names() {
+    let Some(bench) = bench("state_directories_may_have_long_names") else {
+        return;
+    };
+    let dir = bench.dir.join("long".repeat(40)).join("name".repeat(40));
+    fs::create_dir_all(&dir).unwrap();
+    let long = Bench::again(&dir, &format!("{}-long", bench.cgroup));
+    let archive = bench.dir.join("busybox.tar");
+    long.runtime.images().load(&archive).unwrap();
+    let id = "0123456789abcdef".repeat(4);
+    long.sandbox(&id);
+    let mut spec = long.container(&id, "sleep 1000");
+    spec.tty = true;
+    long.start(&id, &spec);
+    let spec = ExecSpec {
+        tty: true,
+        ..exec_spec("echo $HOME")
+    };
+    let mut session = long.runtime.exec(&id, &spec).unwrap();
+    assert_eq!(read_all(session.stdout.take()), "/root\r\n");
+    long.runtime.remove_sandbox(&id).unwrap();
+    long.check_clean();
+}
+
+#[test]
+fn a_program_that_writes_much_loses_nothing() {
+    let Some(bench) = bench("a_program_that_writes_much_loses_nothing") else {
+        return;
+    };
+    bench.sandbox("p");
+    bench.run("p", "c", "seq 1 100000; printf unfinished");
+    assert_eq!(bench.exit("c").code, 0);
+    let log = bench.log("c");
+    assert_eq!(log.len(), 100_001);
+    let expect = (1..=100_000).map(|n| format!("stdout: {n}"));
+    assert!(log.iter().zip(expect).all(|(line, expect)| *line == expect));
+    assert_eq!(log.last().unwrap(), "stdout: unfinished");
+}

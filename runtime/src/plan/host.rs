@@ -7,8 +7,11 @@ use std::path::{Path, PathBuf};
 use super::caps;
 use crate::error::{Error, Result};
 
-/// Directories of `/dev` that belong to each container itself.
-const DEV_OWN: [&str; 4] = ["pts", "shm", "mqueue", "fd"];
+/// What each container has of its own in `/dev`.
+const DEV_OWN: [&str; 12] = [
+    "pts", "shm", "mqueue", "fd", "console", "null", "zero", "full", "random", "urandom", "tty",
+    "ptmx",
+];
 
 /// Facts of the machine and of the sandbox.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -78,11 +81,14 @@ fn find_devices(dir: &Path, found: &mut Vec<Device>) -> Result<()> {
             .file_name()
             .and_then(|n| n.to_str())
             .unwrap_or_default();
-        if meta.is_dir() && !DEV_OWN.contains(&name) {
+        if DEV_OWN.contains(&name) {
+            continue;
+        }
+        if meta.is_dir() {
             find_devices(&path, found)?;
         }
         let kind = meta.file_type();
-        if !kind.is_char_device() && !kind.is_block_device() || name == "console" {
+        if !kind.is_char_device() && !kind.is_block_device() {
             continue;
         }
         found.push(Device {

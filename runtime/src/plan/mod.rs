@@ -144,8 +144,15 @@ fn process(
         let why = "no program to run: neither the container nor the image names one";
         return Err(Error::invalid("argv", why));
     }
+    let user = users::resolve(&spec.user, &image.user, users)?;
     let mut env = image.env.clone();
-    for (key, value) in [("PATH", PATH_DEFAULT), ("HOSTNAME", &sandbox.hostname)] {
+    // Without HOME libcontainer would ask the name services of the image, inside the container but
+    // before its program: code of the image is not to run in that process.
+    for (key, value) in [
+        ("PATH", PATH_DEFAULT),
+        ("HOSTNAME", &sandbox.hostname),
+        ("HOME", &user.home),
+    ] {
         if !value.is_empty() && env.iter().all(|(k, _)| k != key) {
             env.push((key.to_owned(), value.to_owned()));
         }
@@ -156,7 +163,7 @@ fn process(
     let set = caps::effective(&spec.security, host)?;
     Ok(json!({
         "terminal": spec.tty,
-        "user": users::resolve(&spec.user, &image.user, users)?.oci(),
+        "user": user.oci(),
         "args": argv,
         "env": env_lines(merge_env(&env, &spec.env), spec.tty),
         "cwd": absolute("cwd", cwd.unwrap_or("/"))?,

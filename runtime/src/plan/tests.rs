@@ -116,7 +116,13 @@ fn programs_and_environment() {
     ];
     spec.tty = true;
     let oci = plan(&pod(), &spec).unwrap();
-    let env = serde_json::json!(["PATH=/opt/bin:/bin", "HOSTNAME=mine", "X=2", "TERM=xterm"]);
+    let env = serde_json::json!([
+        "PATH=/opt/bin:/bin",
+        "HOSTNAME=mine",
+        "HOME=/root",
+        "X=2",
+        "TERM=xterm"
+    ]);
     assert_eq!(*at(&oci, "/process/env"), env);
 
     let run = ExecSpec {
@@ -131,7 +137,7 @@ fn programs_and_environment() {
     };
     let process = exec(&oci, &run, &files()).unwrap();
     assert_eq!(*at(&process, "/args"), serde_json::json!(["ls"]));
-    assert_eq!(*at(&process, "/env/2"), "X=3");
+    assert_eq!(*at(&process, "/env/3"), "X=3");
     assert_eq!(
         (at(&process, "/cwd"), at(&process, "/terminal")),
         (&"/tmp".into(), &false.into())

@@ -31,6 +31,8 @@ pub struct Resolved {
     pub gid: u32,
     /// All groups, the primary one included, sorted.
     pub groups: Vec<u32>,
+    /// Home directory; `/` when the image's `/etc/passwd` does not tell.
+    pub home: String,
 }
 
 impl Files {
@@ -103,6 +105,7 @@ pub fn resolve(user: &User, image: &str, files: &Files) -> Result<Resolved> {
         uid: entry.uid,
         gid,
         groups,
+        home: entry.home,
     })
 }
 
@@ -111,6 +114,7 @@ struct Entry {
     name: Option<String>,
     uid: u32,
     gid: u32,
+    home: String,
 }
 
 impl Entry {
@@ -121,6 +125,7 @@ impl Entry {
             name: None,
             uid,
             gid: 0,
+            home: "/".to_owned(),
         })
     }
 
@@ -146,10 +151,16 @@ fn passwd(files: &Files) -> impl Iterator<Item = Entry> {
         let mut fields = line.split(':');
         let name = fields.next().filter(|n| !n.is_empty())?.to_owned();
         let (uid, gid) = (fields.nth(1)?.parse().ok()?, fields.next()?.parse().ok()?);
+        let home = fields
+            .nth(1)
+            .filter(|home| home.starts_with('/'))
+            .unwrap_or("/")
+            .to_owned();
         Some(Entry {
             name: Some(name),
             uid,
             gid,
+            home,
         })
     })
 }

@@ -10,6 +10,7 @@ use nix::poll::PollTimeout;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::stat::Mode;
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with,
@@ -96,6 +97,8 @@ impl Server {
         let signals = block_signals()?;
         nix::sys::prctl::set_child_subreaper(true)
             .map_err(|e| Error::io("become a subreaper", e))?;
+        // What containers and their logs are made with must not depend on who started us.
+        nix::sys::stat::umask(Mode::from_bits_truncate(0o022));
         let pause = namespaces::enter(&dir, program, &groups, &sandbox.spec)?;
         let epoll =
             Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(|e| Error::io("make a poll", e))?;
