@@ -57,11 +57,8 @@ impl Filter {
         for requirement in fields.requirements() {
             if !schema::fields::is_selectable(kind, &requirement.field) {
                 return Err(ApiError::bad_request(format!(
-                    "Unable to find {:?} that match label selector {:?}, field selector {:?}: field label not supported: {}",
-                    format!("{}, Resource={}", kind.api_version(), kind.plural),
-                    options.labels,
-                    options.fields,
-                    requirement.field,
+                    "field label not supported: {}",
+                    requirement.field
                 )));
             }
         }

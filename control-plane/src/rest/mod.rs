@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod body;
+mod budget;
 pub mod create;
 pub mod delete;
 pub mod filter;

@@ -2,22 +2,21 @@
 
 use std::sync::Arc;
 
-use api::selector::LabelSelector;
 use http::{Response, StatusCode};
 use jiff::Timestamp;
 use schema::kinds::{Kind, kind_by_resource};
 use serde_json::{Value, json};
 
+use super::budget;
 use super::create::timestamp;
 use super::delete::{Outcome, remove};
 use super::modify::{Part, Subject, modify};
-use super::object::{key, list, prefix, text};
+use super::object::{key, list, text};
 use super::query::{DeleteOptions, WriteOptions};
 use crate::app::{App, Call};
 use crate::http::body::{Body, json as json_response};
 use crate::http::error::{ApiError, Result};
 use crate::http::negotiate::parse;
-use crate::store::Range;
 
 fn pods() -> Result<&'static Kind> {
     kind_by_resource("", "v1", "pods").ok_or_else(ApiError::no_such_path)
@@ -109,7 +108,7 @@ pub async fn evict(app: &Arc<App>, call: &Call) -> Result<Response<Body>> {
     let pending =
         text(&pod, "/spec/nodeName").is_empty() || text(&pod, "/status/phase") == "Pending";
     if !pending && matches!(text(&pod, "/status/phase"), "Running") {
-        take_budget(app, call, namespace, name, &pod, options.dry_run).await?;
+        budget::take(app, call, &pod, options.dry_run).await?;
     }
     let subject = Subject {
         kind,
@@ -121,68 +120,4 @@ pub async fn evict(app: &Arc<App>, call: &Call) -> Result<Response<Body>> {
     match remove(app, subject, &options).await? {
         Outcome::Gone(_) | Outcome::Marked(_) => Ok(done(StatusCode::CREATED)),
     }
-}
-
-/// Takes one from the disruption budget that covers the pod, or refuses with 429.
-async fn take_budget(
-    app: &Arc<App>,
-    call: &Call,
-    namespace: &str,
-    name: &str,
-    pod: &Value,
-    dry_run: bool,
-) -> Result<()> {
-    let Some(kind) = kind_by_resource("policy", "v1", "poddisruptionbudgets") else {
-        return Ok(());
-    };
-    let prefix = prefix(kind, namespace);
-    let page = app
-        .store
-        .list(Range {
-            prefix: &prefix,
-            ..Range::default()
-        })
-        .await?;
-    let mut covering = Vec::new();
-    for kv in page.items {
-        let budget: Value = serde_json::from_slice(&kv.value).map_err(ApiError::internal)?;
-        let selector = LabelSelector::from_json(&budget["spec"]["selector"]);
-        if selector.is_ok_and(|selector| selector.matches_object(pod)) {
-            covering.push(text(&budget, "/metadata/name").to_owned());
-        }
-    }
-    let budget = match &covering[..] {
-        [] => return Ok(()),
-        [one] => one,
-        _ => {
-            return Err(ApiError::internal(
-                "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
-            ));
-        }
-    };
-    let subject = Subject {
-        kind,
-        namespace,
-        name: budget,
-        user: &call.user,
-        manager: None,
-    };
-    let now = timestamp(Timestamp::now());
-    modify(app, subject, Part::Whole, dry_run, |old| {
-        let allowed = old
-            .pointer("/status/disruptionsAllowed")
-            .and_then(Value::as_i64)
-            .unwrap_or(0);
-        if allowed <= 0 {
-            return Err(ApiError::too_many(
-                "Cannot evict pod as it would violate the pod's disruption budget.",
-            ));
-        }
-        let mut new = old.clone();
-        new["status"]["disruptionsAllowed"] = (allowed - 1).into();
-        new["status"]["disruptedPods"][name] = now.as_str().into();
-        Ok(new)
-    })
-    .await?;
-    Ok(())
 }
