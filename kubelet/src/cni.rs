@@ -107,17 +107,13 @@ pub struct Plugins {
 
 impl Network for Plugins {
     fn current(&self) -> Result<NetworkList, Error> {
-        for file in config_files(&self.conf_dir) {
-            let text = match fs::read_to_string(&file) {
-                Ok(text) => text,
-                Err(e) => {
-                    let why = e.to_string();
-                    return Err(Error::Config { file, why });
-                }
-            };
-            return parse(&text).map_err(|why| Error::Config { file, why });
-        }
-        Err(Error::NotReady(self.conf_dir.clone()))
+        let first = config_files(&self.conf_dir).into_iter().next();
+        let Some(file) = first else {
+            return Err(Error::NotReady(self.conf_dir.clone()));
+        };
+        let text = fs::read_to_string(&file).map_err(|e| e.to_string());
+        text.and_then(|text| parse(&text))
+            .map_err(|why| Error::Config { file, why })
     }
 
     fn add(&self, network: &NetworkList, pod: &PodId, netns: &Path) -> Result<Attachment, Error> {

@@ -293,11 +293,9 @@ fn kill_if_wrong(
 fn start_if_needed(view: View<'_>, plan: &mut Plan, container: &Container, policy: RestartPolicy) {
     let name = &container.name;
     let step = view.soft.starts.get(name);
-    if let Some(step) = step {
-        if !step.may_begin(view.now) {
-            plan.wake_at(step.retry_at());
-            return;
-        }
+    if let Some(step) = step.filter(|s| !s.may_begin(view.now)) {
+        plan.wake_at(step.retry_at());
+        return;
     }
     let attempt = next_attempt(&view, name);
     let start = Action::StartContainer {

@@ -185,7 +185,7 @@ impl Query {
     fn number(&self, name: &str) -> Result<Option<u64>, String> {
         let parse = |v: &str| {
             v.parse()
-                .map_err(|_| format!("{name}: \"{v}\" is not a number of 0 or more\n"))
+                .map_err(|_not_a_number| format!("{name}: \"{v}\" is not a number of 0 or more\n"))
         };
         self.get(name).map(parse).transpose()
     }

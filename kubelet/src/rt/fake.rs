@@ -7,8 +7,8 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 
 use super::{
-    ContainerSpec, ExecSession, ExecSpec, Image, PodRuntime, RtError, RtEvent, RtResult,
-    RuntimePod, SandboxSpec, Signal,
+    ContainerSpec, ExecControl, ExecSession, ExecSpec, Image, PodRuntime, RtError, RtEvent,
+    RtResult, RuntimePod, SandboxSpec, Signal,
 };
 use crate::observed::{Container, Exit, Observed, Sandbox, State};
 use crate::pod::PodId;
@@ -238,9 +238,11 @@ impl PodRuntime for FakeRuntime {
         Ok(())
     }
 
-    fn exec(&self, id: &str, _: &ExecSpec) -> RtResult<ExecSession> {
+    /// Knows two programs: `cat`, which ends with 0 after its input, and `fail`, which complains and ends
+    /// with 7.
+    fn exec(&self, id: &str, spec: &ExecSpec) -> RtResult<ExecSession> {
         self.lock().call("exec", id)?;
-        Err(RtError::new("the fake runs no programs"))
+        program(&spec.argv)
     }
 
     fn attach(&self, _: &str, _: bool) -> RtResult<ExecSession> {
@@ -252,4 +254,58 @@ impl PodRuntime for FakeRuntime {
         self.lock().watchers.push(sender);
         Ok(receiver)
     }
+}
+
+struct Thread(
+    Mutex<Option<std::thread::JoinHandle<i32>>>,
+    Mutex<(u16, u16)>,
+);
+
+impl ExecControl for Thread {
+    fn wait(&self) -> RtResult<i32> {
+        let thread = self.0.lock().unwrap().take();
+        thread
+            .and_then(|t| t.join().ok())
+            .ok_or_else(|| RtError::new("the program is gone"))
+    }
+
+    fn resize(&self, width: u16, height: u16) -> RtResult<()> {
+        *self.1.lock().unwrap() = (width, height);
+        Ok(())
+    }
+
+    fn kill(&self) {}
+}
+
+fn program(argv: &[String]) -> RtResult<ExecSession> {
+    use std::fs::File;
+    use std::io::{Read, Write};
+    let pipe = || nix::unistd::pipe().unwrap();
+    let ((in_read, in_write), (out_read, out_write), (err_read, err_write)) =
+        (pipe(), pipe(), pipe());
+    let name = argv.first().cloned().unwrap_or_default();
+    let run = move || {
+        let (mut input, mut out) = (File::from(in_read), File::from(out_write));
+        let mut err = File::from(err_write);
+        match name.as_str() {
+            "cat" => {
+                let mut buffer = [0; 64];
+                while let Ok(n @ 1..) = input.read(&mut buffer) {
+                    out.write_all(&buffer[..n]).unwrap();
+                }
+                0
+            }
+            _ => {
+                err.write_all(b"sorry").unwrap();
+                7
+            }
+        }
+    };
+    let thread = std::thread::spawn(run);
+    Ok(ExecSession {
+        stdin: Some(in_write),
+        stdout: Some(out_read),
+        stderr: Some(err_read),
+        control: Box::new(Thread(Mutex::new(Some(thread)), Mutex::default())),
+    })
 }

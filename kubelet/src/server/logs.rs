@@ -227,12 +227,12 @@ impl Reader {
             if self.renderer.is_full() || self.sender.is_closed() {
                 return Ok(());
             }
-            if self.job.follow {
-                if let Some(next) = rotated(&file, &self.job.file).await {
-                    self.read_all(&mut file).await?;
-                    file = next;
-                    continue;
-                }
+            if self.job.follow
+                && let Some(next) = rotated(&file, &self.job.file).await
+            {
+                self.read_all(&mut file).await?;
+                file = next;
+                continue;
             }
             let Some(notice) = notice.as_mut().filter(|_| !ended) else {
                 return Ok(());

@@ -139,11 +139,9 @@ fn states(
         last.and_then(ended)
     };
     let ending = view.soft.gone || pod::is_deleting(view.pod) || view.soft.failed.is_some();
-    if let Some(Step::Failed(failure)) = view.soft.starts.get(&c.name) {
-        if !ending {
-            let last = run.and_then(|r| ended(r).or_else(|| before(r)));
-            return (waiting(failure.reason, Some(failure.message.clone())), last);
-        }
+    if !ending && let Some(Step::Failed(failure)) = view.soft.starts.get(&c.name) {
+        let last = run.and_then(|r| ended(r).or_else(|| before(r)));
+        return (waiting(failure.reason, Some(failure.message.clone())), last);
     }
     let Some(run) = run else {
         let initializing = role == Role::App && spec_has_init(view);

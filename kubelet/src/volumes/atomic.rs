@@ -35,10 +35,11 @@ pub fn is_valid_path(path: &str) -> bool {
 /// Makes the volume at `dir` show exactly `payload`. Nothing is touched when it does already.
 pub fn write(dir: &Path, payload: &Payload, group: Option<u32>, now: Timestamp) -> io::Result<()> {
     let old = fs::read_link(dir.join(DATA)).ok();
-    if let Some(old) = &old {
-        if shows(&dir.join(old), payload) {
-            return link_names(dir, payload);
-        }
+    if old
+        .as_ref()
+        .is_some_and(|old| shows(&dir.join(old), payload))
+    {
+        return link_names(dir, payload);
     }
     let fresh = fresh_name(dir, now);
     let base = dir.join(&fresh);

@@ -193,6 +193,7 @@ impl Worker {
     }
 
     pub(super) fn finish(&mut self, outcome: Outcome) {
+        tracing::debug!(pod = %self.id, ?outcome, "end");
         match outcome {
             Outcome::Signalled => {}
             Outcome::Read => {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
 use serde_json::Value;
 
 use super::{Outcome, Worker, shown};
@@ -15,6 +15,8 @@ use crate::status::{self, patch};
 /// First and longest wait after a patch that failed.
 const RETRY_FIRST: SignedDuration = SignedDuration::from_millis(200);
 const RETRY_MAX: SignedDuration = SignedDuration::from_secs(10);
+/// See [`Report::hold_until`]: longer than a usual start, shorter than a person notices.
+const MAKING_QUIET: SignedDuration = SignedDuration::from_millis(200);
 
 /// Why a patch did not work.
 #[derive(Debug)]
@@ -32,6 +34,8 @@ pub(super) struct Report {
     known: PodStatus,
     /// resourceVersion our last patch made.
     version: Option<u64>,
+    /// When the worker began.
+    begun: Timestamp,
     in_flight: bool,
     failures: u32,
     retry_at: Option<Timestamp>,
@@ -50,12 +54,33 @@ impl Report {
         Self {
             known: status::shown(pod),
             version: None,
+            begun: Timestamp::now(),
             in_flight: false,
             failures: 0,
             retry_at: None,
             gone: false,
             backing_off: BTreeMap::new(),
         }
+    }
+
+    /// Until when a status that only says "being made" is held back: a pod that starts as fast as it should
+    /// costs one write, not three.
+    fn hold_until(&self, want: &PodStatus) -> Option<Timestamp> {
+        let waiting = |s: &ContainerStatus| {
+            let state = s.state.as_ref()?;
+            let reason = state.waiting.as_ref()?.reason.clone()?;
+            Some(reason)
+        };
+        let mut all = want
+            .container_statuses
+            .iter()
+            .chain(&want.init_container_statuses)
+            .flatten();
+        let making = all.all(|s| {
+            let reason = waiting(s).unwrap_or_default();
+            matches!(&*reason, "ContainerCreating" | "PodInitializing")
+        });
+        making.then_some(self.begun + MAKING_QUIET)
     }
 
     /// A pod came by watch: its status counts unless it is older than what we wrote.
@@ -89,7 +114,8 @@ impl Worker {
             self.report.retry_at = None;
             return None;
         };
-        if let Some(at) = self.report.retry_at.filter(|at| *at > now) {
+        let later = [self.report.retry_at, self.report.hold_until(&want)];
+        if let Some(at) = later.into_iter().flatten().filter(|at| *at > now).max() {
             return Some(at);
         }
         self.report.in_flight = true;
