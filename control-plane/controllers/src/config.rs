@@ -15,8 +15,6 @@ pub struct Config {
     pub node_mask_size_v6: u8,
     /// The service networks: no node slice may overlap them.
     pub service_cidrs: Vec<IpNetwork>,
-    /// The DNS domain of the cluster.
-    pub cluster_domain: String,
     /// The cluster's CA certificates (PEM), published as the ConfigMap `kube-root-ca.crt` in every namespace.
     /// Nothing is published when it is empty.
     pub root_ca_pem: String,
@@ -37,7 +35,6 @@ impl Default for Config {
             node_mask_size_v4: 24,
             node_mask_size_v6: 64,
             service_cidrs: Vec::new(),
-            cluster_domain: "cluster.local".to_owned(),
             root_ca_pem: String::new(),
             node_monitor_grace: Duration::from_secs(40),
             default_toleration: Duration::from_secs(300),

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::config::Config;
-use crate::engine::brain::{Brain, Change, Failure, Job};
+use crate::engine::brain::{Brain, Change, Done, Failure, Job};
 use crate::kinds::{Kind, Object};
 use crate::note::Note;
 use crate::view::{Key, Now};
@@ -21,6 +21,14 @@ pub(crate) fn at(seconds: u64) -> Now {
     Now {
         wall: base + jiff::SignedDuration::from_secs(i64::try_from(seconds).unwrap()),
         mono: Duration::from_secs(seconds),
+    }
+}
+
+/// Nodes of which nothing is heard stay ready, for tests that let much time pass.
+pub(crate) fn patient() -> Config {
+    Config {
+        node_monitor_grace: Duration::from_secs(1_000_000),
+        ..Config::default()
     }
 }
 
@@ -41,6 +49,11 @@ pub(crate) struct Sim {
     /// Which kind's events are delivered next, when a test wants an order of its own.
     pub(crate) order: VecDeque<usize>,
     pub(crate) writes: usize,
+    /// What becomes of the next writes: 1 fails without effect, 2 has its effect and is answered with a failure.
+    pub(crate) flaky: VecDeque<u8>,
+    /// Answers to jobs come later than what they caused.
+    pub(crate) slow: bool,
+    answers: VecDeque<Done>,
 }
 
 impl Sim {
@@ -55,6 +68,9 @@ impl Sim {
             refuse: None,
             order: VecDeque::new(),
             writes: 0,
+            flaky: VecDeque::new(),
+            slow: false,
+            answers: VecDeque::new(),
         };
         for kind in Kind::ALL {
             sim.brain.observe(Change::Init(*kind), at(0));
@@ -185,18 +201,27 @@ impl Sim {
         true
     }
 
-    /// Runs one job, if there is one.
+    /// Runs one job or brings the answer to one, if there is any.
     pub(crate) fn work(&mut self) -> bool {
-        let Some(job) = self.brain.next_job(self.now()) else {
+        let wish = self.slow && self.order.pop_front().is_some_and(|pick| pick % 2 == 0);
+        let answer_first = wish && !self.answers.is_empty();
+        if !answer_first && let Some(job) = self.brain.next_job(self.now()) {
+            let done = self.carry_out(job);
+            self.answers.push_back(done);
+            if self.slow {
+                return true;
+            }
+        }
+        let Some(done) = self.answers.pop_front() else {
             return false;
         };
-        self.carry_out(job);
+        let now = self.now();
+        self.brain.done(done, now);
         true
     }
 
-    fn carry_out(&mut self, job: Job) {
+    fn carry_out(&mut self, job: Job) -> Done {
         let mut answers = Vec::new();
-        let mut failure = None;
         for write in job.writes.clone() {
             self.writes += 1;
             assert!(
@@ -205,20 +230,26 @@ impl Sim {
                 job.key,
                 job.controller.label()
             );
-            match self.write(&write) {
+            let fate = self.flaky.pop_front().unwrap_or(0);
+            let result = match fate {
+                1 => Err((500, "no effect".to_owned())),
+                2 => self.write(&write).and(Err((0, "no answer".to_owned()))),
+                _ => self.write(&write),
+            };
+            match result {
                 Ok(answer) => answers.push(answer),
                 Err((code, message)) => {
-                    failure = Some(Failure {
+                    let refused = (400..500).contains(&code);
+                    let failure = Failure {
                         benign: code == 409,
-                        refused: true,
+                        refused,
                         message,
-                    });
-                    break;
+                    };
+                    return job.ended(answers, Some(failure));
                 }
             }
         }
-        let now = self.now();
-        self.brain.done(job.ended(answers, failure), now);
+        job.ended(answers, None)
     }
 
     /// Works until nothing is left to do at this moment.

@@ -70,6 +70,15 @@ pub(crate) struct Heartbeat {
     pub(crate) at: Duration,
 }
 
+/// A binding that was sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Assumed {
+    pub(crate) uid: String,
+    pub(crate) node: String,
+    /// Nobody knows whether it arrived: it must be sent again, to the same node.
+    pub(crate) again: bool,
+}
+
 /// What a namespace still held when it was last emptied.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Remaining {
@@ -91,8 +100,8 @@ pub(crate) struct View {
     pub(crate) config: Config,
     caches: Caches,
     pods_by_node: BTreeMap<String, BTreeSet<Key>>,
-    /// Bindings that were sent and that the cached pod does not show: pod -> (uid, node).
-    pub(crate) assumed: BTreeMap<Key, (String, String)>,
+    /// Bindings that were sent and that the cached pod does not show.
+    pub(crate) assumed: BTreeMap<Key, Assumed>,
     /// Pod CIDRs that were sent to a node (by uid) and that the cached node does not show.
     pub(crate) reserved: BTreeMap<String, Vec<IpNetwork>>,
     pub(crate) heartbeats: BTreeMap<String, Heartbeat>,
@@ -228,16 +237,25 @@ impl View {
                 self.schedule.set_pod(&key, Some((node, PodInfo::new(pod))));
             }
             // An assumed pod stays where it was put.
-            (Some(_), None) if self.assumed.contains_key(&key) => {}
+            (Some(pod), None) if self.is_assumed(&key, pod) => {}
             _ => self.schedule.set_pod(&key, None),
         }
+    }
+
+    fn is_assumed(&self, key: &Key, pod: &Pod) -> bool {
+        let assumed = self.assumed.get(key);
+        assumed.is_some_and(|it| it.uid == meta::uid(&pod.metadata)) && meta::pod_active(pod)
     }
 
     /// A binding was sent: the pod takes its place at once.
     pub(crate) fn assume(&mut self, key: &Key, uid: &str, node: &str) {
         self.unschedulable.remove(key);
-        self.assumed
-            .insert(key.clone(), (uid.to_owned(), node.to_owned()));
+        let assumed = Assumed {
+            uid: uid.to_owned(),
+            node: node.to_owned(),
+            again: false,
+        };
+        self.assumed.insert(key.clone(), assumed);
         if let Some(pod) = self.pods.get(key) {
             let info = PodInfo::new(pod);
             self.schedule.set_pod(key, Some((node, info)));

@@ -2,12 +2,12 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use crate::config::Config;
-use crate::fake::{Sim, deployment, node};
+use crate::fake::{Sim, deployment, node, patient};
 use crate::kinds::Kind;
 use crate::workload::template_hash;
 
 fn sim(replicas: i32) -> Sim {
-    let mut sim = Sim::new(Config::default());
+    let mut sim = Sim::new(patient());
     for name in ["n1", "n2", "n3"] {
         sim.put(Kind::Node, node(name));
     }
@@ -289,14 +289,19 @@ fn the_hash_is_stable_and_depends_on_collisions() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
 
-    /// Whatever is asked for while a rollout runs, and however late events come, the last wish is what comes out.
+    /// Whatever is asked for while a rollout runs, however late events and answers come and whichever writes fail, the
+    /// last wish is what comes out.
     #[test]
     fn the_last_wish_comes_out(
         wishes in prop::collection::vec((0_i32..6, 0_u8..3, 0_usize..30), 1..5),
         order in prop::collection::vec(0_usize..5, 0..120),
+        flaky in prop::collection::vec(0_u8..3, 0..60),
+        slow in any::<bool>(),
     ) {
         let mut sim = sim(2);
         sim.order = order.into();
+        sim.flaky = flaky.into();
+        sim.slow = slow;
         for (replicas, image, steps) in &wishes {
             sim.edit(Kind::Deployment, "default", "web", |it| {
                 it["spec"]["replicas"] = json!(replicas);
@@ -308,7 +313,8 @@ proptest! {
                 }
             }
         }
-        for _ in 0..20 {
+        // Longer than the longest back-offs.
+        for _ in 0..400 {
             sim.settle_with_kubelets();
             sim.pass(1);
         }

@@ -170,10 +170,9 @@ enum Packed {
         ports: Vec<EndpointPort>,
         endpoints: Vec<Endpoint>,
     },
-    /// The slice as it is and as it should be; the endpoints may be the same.
+    /// The slice as it is, and the endpoints it should have; they may be the same.
     Keep {
         slice: Arc<EndpointSlice>,
-        ports: Vec<EndpointPort>,
         endpoints: Vec<Endpoint>,
     },
     Delete {
@@ -208,11 +207,7 @@ impl Render<'_> {
         match packed {
             Packed::Create { ports, endpoints } => Some(self.create(&ports, &endpoints)),
             Packed::Delete { slice } => Some(delete(&slice)),
-            Packed::Keep {
-                slice,
-                ports,
-                endpoints,
-            } => self.update(&slice, &ports, &endpoints),
+            Packed::Keep { slice, endpoints } => self.update(&slice, &endpoints),
         }
     }
 
@@ -239,21 +234,13 @@ impl Render<'_> {
         }
     }
 
-    fn update(
-        &self,
-        slice: &EndpointSlice,
-        ports: &[EndpointPort],
-        endpoints: &[Endpoint],
-    ) -> Option<Write> {
+    /// Ports never change: a slice with other ports is another slice.
+    fn update(&self, slice: &EndpointSlice, endpoints: &[Endpoint]) -> Option<Write> {
         let mut body = json!({"metadata": precondition(&slice.metadata)});
         let mut changed = false;
         if slice.endpoints.as_deref().unwrap_or_default() != endpoints {
             body["endpoints"] = json!(endpoints);
             body["metadata"]["annotations"] = json!({TRIGGER_TIME: self.now.wall.to_string()});
-            changed = true;
-        }
-        if slice.ports.as_deref().unwrap_or_default() != ports {
-            body["ports"] = json!(ports);
             changed = true;
         }
         let labels = self.label_changes(slice);

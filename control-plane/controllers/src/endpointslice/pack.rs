@@ -40,14 +40,12 @@ pub(super) fn pack(mut existing: Vec<Arc<EndpointSlice>>, mut wanted: Desired) -
             .partition(|slice| port_set(slice.ports.as_deref().unwrap_or_default()) == ports);
         existing = others;
         for (slice, endpoints) in fill(same, endpoints) {
-            let ports = ports_of(&ports);
             packed.push(match slice {
-                Some(slice) => Packed::Keep {
-                    slice,
-                    ports,
+                Some(slice) => Packed::Keep { slice, endpoints },
+                None => Packed::Create {
+                    ports: ports_of(&ports),
                     endpoints,
                 },
-                None => Packed::Create { ports, endpoints },
             });
         }
     }

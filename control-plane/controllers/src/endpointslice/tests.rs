@@ -1,12 +1,11 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::config::Config;
-use crate::fake::{Sim, node, pod, service};
+use crate::fake::{Sim, node, patient, pod, service};
 use crate::kinds::Kind;
 
 fn sim() -> Sim {
-    let mut sim = Sim::new(Config::default());
+    let mut sim = Sim::new(patient());
     let mut node = node("n1");
     node["metadata"]["labels"]["topology.kubernetes.io/zone"] = json!("z1");
     sim.put(Kind::Node, node);
@@ -274,8 +273,12 @@ proptest! {
     fn slices_hold_exactly_the_pods(
         steps in prop::collection::vec((0_u8..140, 0_u8..4, any::<bool>()), 0..200),
         order in prop::collection::vec(0_usize..3, 0..100),
+        flaky in prop::collection::vec(0_u8..3, 0..40),
+        slow in any::<bool>(),
     ) {
         let mut sim = sim();
+        sim.flaky = flaky.into();
+        sim.slow = slow;
         sim.put(Kind::Service, service("web"));
         sim.order = order.into();
         let mut alive = std::collections::BTreeMap::new();
@@ -294,6 +297,7 @@ proptest! {
             }
         }
         sim.settle();
+        sim.pass(400);
         let mut found: Vec<(String, bool)> = endpoints(&sim)
             .iter()
             .map(|it| (it["targetRef"]["name"].as_str().unwrap().to_owned(), it["conditions"]["ready"].as_bool().unwrap()))

@@ -13,7 +13,7 @@ use crate::write::{Plan, Write};
 use crate::{daemonset, deployment, endpointslice, gc, job, meta, namespace, node, schedule};
 use crate::{serviceaccount, statefulset, workload};
 
-use super::queue::Queue;
+use super::queue::{Ended, Queue};
 
 macro_rules! controllers {
     ($($name:ident $label:literal $workers:literal $module:path;)*) => {
@@ -230,7 +230,7 @@ impl Brain {
                     again: plan.again,
                 });
             }
-            self.queues[index].done(&key, true, now.mono);
+            self.queues[index].done(&key, Ended::Well, now.mono);
             self.settled(controller, &key, plan.again, now);
         }
         None
@@ -243,11 +243,16 @@ impl Brain {
         }
         if let Some(failure) = &done.error {
             for write in &done.writes {
-                self.failed(write, failure.refused, &done.key);
+                self.failed(write, failure, &done.key);
             }
         }
         let index = done.controller as usize;
-        let delay = self.queues[index].done(&done.key, done.error.is_none(), now.mono);
+        let ended = match &done.error {
+            None => Ended::Well,
+            Some(failure) if failure.benign => Ended::Conflict,
+            Some(_) => Ended::Badly,
+        };
+        let delay = self.queues[index].done(&done.key, ended, now.mono);
         let place = (done.controller.label(), done.key.clone());
         if done.error.is_none() {
             self.view.failures.remove(&place);
@@ -332,17 +337,23 @@ impl Brain {
         }
     }
 
-    /// Takes back what was assumed. A slice stays reserved for its node unless the server surely refused: the write
-    /// may have arrived although its answer did not.
-    fn failed(&mut self, write: &Write, refused: bool, key: &Key) {
+    /// Takes back what was assumed if the server has surely not done it. Else it holds: the write may have arrived
+    /// although its answer did not, and what it took must not be given away.
+    fn failed(&mut self, write: &Write, failure: &Failure, key: &Key) {
         match write {
-            Write::Bind { .. } => {
+            Write::Bind { .. } if failure.refused && !failure.benign => {
                 self.view.forget(key);
                 for parked in std::mem::take(&mut self.view.unschedulable) {
                     self.add(Controller::Scheduler, parked);
                 }
             }
-            Write::AssignPodCidrs { uid, .. } if refused => {
+            // After a conflict the watch will show the pod bound or gone; asking again does no harm.
+            Write::Bind { .. } => {
+                if let Some(assumed) = self.view.assumed.get_mut(key) {
+                    assumed.again = true;
+                }
+            }
+            Write::AssignPodCidrs { uid, .. } if failure.refused => {
                 self.view.reserved.remove(uid);
             }
             _ => {}

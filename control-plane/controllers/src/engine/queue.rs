@@ -85,24 +85,37 @@ impl Queue {
     }
 
     /// Ends a run. A failed key comes back after its back-off; the delay is returned.
-    pub(crate) fn done(&mut self, key: &Key, ok: bool, now: Duration) -> Option<Duration> {
+    pub(crate) fn done(&mut self, key: &Key, ended: Ended, now: Duration) -> Option<Duration> {
         self.active.remove(key);
         let dirty = self.dirty.remove(key);
-        if ok {
+        if ended == Ended::Well {
             self.failures.remove(key);
-            if dirty {
-                self.add(key.clone());
-            }
-            return None;
         }
-        let failures = self.failures.entry(key.clone()).or_insert(0);
-        let delay = BACKOFF_FIRST
-            .checked_mul(2_u32.saturating_pow(*failures))
-            .map_or(BACKOFF_MAX, |delay| delay.min(BACKOFF_MAX));
-        *failures = failures.saturating_add(1);
-        self.add_at(key.clone(), now + delay);
-        Some(delay)
+        match ended {
+            // What it conflicted with has been seen meanwhile.
+            Ended::Well | Ended::Conflict if dirty => self.add(key.clone()),
+            Ended::Well => {}
+            Ended::Conflict | Ended::Badly => {
+                let failures = self.failures.entry(key.clone()).or_insert(0);
+                let delay = BACKOFF_FIRST
+                    .checked_mul(2_u32.saturating_pow(*failures))
+                    .map_or(BACKOFF_MAX, |delay| delay.min(BACKOFF_MAX));
+                *failures = failures.saturating_add(1);
+                self.add_at(key.clone(), now + delay);
+                return Some(delay);
+            }
+        }
+        None
     }
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    Well,
+    /// Another writer was faster.
+    Conflict,
+    Badly,
 }
 
 #[cfg(test)]
@@ -126,9 +139,9 @@ mod tests {
         assert_eq!(queue.take(ms(0)), None);
         queue.add(key("a"));
         assert_eq!(queue.take(ms(0)), None, "active");
-        queue.done(&key("a"), true, ms(0));
+        queue.done(&key("a"), Ended::Well, ms(0));
         assert_eq!(queue.take(ms(0)), Some(key("a")), "touched while active");
-        queue.done(&key("a"), true, ms(0));
+        queue.done(&key("a"), Ended::Well, ms(0));
         assert_eq!(queue.take(ms(0)), None);
     }
 
@@ -139,7 +152,7 @@ mod tests {
         queue.add(key("b"));
         assert_eq!(queue.take(ms(0)), Some(key("a")));
         assert_eq!(queue.take(ms(0)), None);
-        queue.done(&key("a"), true, ms(0));
+        queue.done(&key("a"), Ended::Well, ms(0));
         assert_eq!(queue.take(ms(0)), Some(key("b")));
     }
 
@@ -151,7 +164,7 @@ mod tests {
         let mut now = ms(0);
         for _ in 0..20 {
             let taken = queue.take(now).unwrap();
-            let delay = queue.done(&taken, false, now).unwrap();
+            let delay = queue.done(&taken, Ended::Badly, now).unwrap();
             assert_eq!(queue.take(now), None);
             delays.push(delay);
             now += delay;
@@ -159,10 +172,10 @@ mod tests {
         assert_eq!(delays[..4], [ms(5), ms(10), ms(20), ms(40)]);
         assert_eq!(delays[19], BACKOFF_MAX);
         queue.take(now).unwrap();
-        queue.done(&key("a"), true, now);
+        queue.done(&key("a"), Ended::Well, now);
         queue.add(key("a"));
         queue.take(now).unwrap();
-        assert_eq!(queue.done(&key("a"), false, now), Some(ms(5)));
+        assert_eq!(queue.done(&key("a"), Ended::Badly, now), Some(ms(5)));
     }
 
     #[test]

@@ -33,6 +33,15 @@ pub(crate) fn route(view: &View, touch: &Touch, wake: &mut BTreeSet<Key>) {
             if changed {
                 wake.insert(Key::of(&node.metadata));
             }
+            let ready = |node: &Node| super::readiness(node) == Some("True");
+            if ready(node) && !old.as_deref().is_some_and(ready) {
+                // Evictions that waited because no node was ready.
+                let waiting = view
+                    .nodes
+                    .values()
+                    .filter(|it| no_execute(it).next().is_some());
+                wake.extend(waiting.map(|node| Key::of(&node.metadata)));
+            }
         }
         Touch::Pod { new: Some(pod), .. } => {
             let Some(name) = meta::node_of(pod) else {
@@ -55,6 +64,11 @@ pub(crate) fn reconcile(view: &View, key: &Key, now: Now) -> Plan {
     };
     let mut plan = Plan::nothing();
     let dead = super::readiness(node) == Some("Unknown");
+    // When no node is heard of, it is more likely us who are cut off: nobody is evicted for that.
+    let cut_off = view
+        .nodes
+        .values()
+        .all(|node| super::readiness(node) != Some("True"));
     for (_, pod) in view.pods_on(&key.name) {
         if dead && meta::pod_ready(pod) {
             plan.push(not_ready(pod, now));
@@ -73,7 +87,7 @@ pub(crate) fn reconcile(view: &View, key: &Key, now: Now) -> Plan {
         {
             continue;
         }
-        match leaves_at(pod, node, view.config.default_toleration, now.wall) {
+        match leaves_at(pod, node, cut_off, view.config.default_toleration, now.wall) {
             Some(at) if at <= now.wall => {
                 let message = format!("Marking for deletion Pod {}", Key::of(&pod.metadata));
                 let note = Note::new(
@@ -109,7 +123,13 @@ fn no_execute(node: &Node) -> impl Iterator<Item = &Taint> {
 }
 
 /// When the pod must leave the node; `None` when it may stay for ever.
-fn leaves_at(pod: &Pod, node: &Node, default: Duration, now: Timestamp) -> Option<Timestamp> {
+fn leaves_at(
+    pod: &Pod,
+    node: &Node,
+    cut_off: bool,
+    default: Duration,
+    now: Timestamp,
+) -> Option<Timestamp> {
     let tolerations = pod
         .spec
         .as_ref()
@@ -122,6 +142,9 @@ fn leaves_at(pod: &Pod, node: &Node, default: Duration, now: Timestamp) -> Optio
             .filter(|toleration| tolerates(toleration, taint))
             .collect();
         let lifecycle = taint.key == NOT_READY || taint.key == UNREACHABLE;
+        if lifecycle && cut_off {
+            continue;
+        }
         let seconds = if matching.is_empty() {
             // Admission gives pods these tolerations; one that has none was made without it.
             if lifecycle {

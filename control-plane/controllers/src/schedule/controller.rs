@@ -73,13 +73,16 @@ pub(crate) fn reconcile(view: &View, key: &Key, now: Now) -> Plan {
         return Plan::nothing();
     };
     let uid = meta::uid(&pod.metadata);
-    if !waits(view, pod)
-        || view
-            .assumed
-            .get(key)
-            .is_some_and(|(assumed, _)| assumed == uid)
-    {
+    if !waits(view, pod) {
         return Plan::nothing();
+    }
+    let assumed = view.assumed.get(key).filter(|assumed| assumed.uid == uid);
+    if let Some(assumed) = assumed {
+        return if assumed.again {
+            bind(pod, assumed.node.clone())
+        } else {
+            Plan::nothing()
+        };
     }
     let gated = pod.spec.as_ref().is_some_and(|spec| {
         spec.scheduling_gates
@@ -95,18 +98,7 @@ pub(crate) fn reconcile(view: &View, key: &Key, now: Now) -> Plan {
         );
     }
     match place(&view.schedule, pod) {
-        Ok(node) => {
-            let message = format!("Successfully assigned {key} to {node}");
-            Plan::of(vec![
-                Write::Bind {
-                    namespace: key.namespace.clone(),
-                    pod: key.name.clone(),
-                    uid: uid.to_owned(),
-                    node,
-                },
-                Write::Event(note(pod, "Scheduled", message)),
-            ])
-        }
+        Ok(node) => bind(pod, node),
         Err(unfit) => {
             let message = unfit.to_string();
             let mut plan = Plan::of(
@@ -124,6 +116,20 @@ pub(crate) fn reconcile(view: &View, key: &Key, now: Now) -> Plan {
             plan
         }
     }
+}
+
+fn bind(pod: &Pod, node: String) -> Plan {
+    let key = Key::of(&pod.metadata);
+    let message = format!("Successfully assigned {key} to {node}");
+    Plan::of(vec![
+        Write::Bind {
+            namespace: key.namespace,
+            pod: key.name,
+            uid: meta::uid(&pod.metadata).to_owned(),
+            node,
+        },
+        Write::Event(note(pod, "Scheduled", message)),
+    ])
 }
 
 fn note(pod: &Pod, reason: &'static str, message: String) -> Note {

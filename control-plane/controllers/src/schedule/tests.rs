@@ -425,8 +425,12 @@ proptest! {
         nodes in prop::collection::vec((1_i64..4000, 1_i64..20), 1..5),
         pods in prop::collection::vec((0_i64..2000, 0_u8..4, any::<bool>()), 1..60),
         order in prop::collection::vec(0_usize..3, 0..120),
+        flaky in prop::collection::vec(0_u8..3, 0..60),
+        slow in any::<bool>(),
     ) {
         let mut sim = Sim::new(Config::default());
+        sim.flaky = flaky.into();
+        sim.slow = slow;
         for (index, (cpu, most)) in nodes.iter().enumerate() {
             let allocatable = json!({"cpu": format!("{cpu}m"), "memory": "1Gi", "pods": most.to_string()});
             sim.put(Kind::Node, node_with(&format!("n{index}"), json!({"status": {"allocatable": allocatable}})));

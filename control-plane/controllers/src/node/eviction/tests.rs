@@ -1,7 +1,7 @@
 use serde_json::{Value, json};
 
 use crate::config::Config;
-use crate::fake::{Sim, node, pod};
+use crate::fake::{Sim, node, pod, stamp};
 use crate::kinds::Kind;
 
 fn sim(tolerations: Value) -> Sim {
@@ -11,8 +11,21 @@ fn sim(tolerations: Value) -> Sim {
     pod["spec"]["nodeName"] = json!("n1");
     pod["spec"]["tolerations"] = tolerations;
     sim.put(Kind::Pod, pod);
+    sim.put(Kind::Node, node("alive"));
     sim.settle_with_kubelets();
     sim
+}
+
+/// Lets time pass in which only the node `alive` is heard of.
+fn pass(sim: &mut Sim, seconds: u64) {
+    for _ in 0..seconds {
+        let heard = stamp(sim.seconds);
+        sim.edit(Kind::Node, "", "alive", |node| {
+            node["status"]["conditions"] =
+                json!([{"type": "Ready", "status": "True", "lastHeartbeatTime": heard}]);
+        });
+        sim.pass(1);
+    }
 }
 
 fn exists(sim: &Sim) -> bool {
@@ -22,12 +35,12 @@ fn exists(sim: &Sim) -> bool {
 #[test]
 fn pods_of_a_dead_node_are_not_ready_and_leave_after_five_minutes() {
     let mut sim = sim(json!(null));
-    sim.pass(41);
+    pass(&mut sim, 41);
     let pod = sim.get(Kind::Pod, "default", "p").unwrap();
     assert_eq!(pod["status"]["conditions"][0]["status"], "False");
-    sim.pass(298);
+    pass(&mut sim, 298);
     assert!(exists(&sim));
-    sim.pass(3);
+    pass(&mut sim, 3);
     assert!(!exists(&sim));
     assert!(
         sim.notes
@@ -53,13 +66,13 @@ fn toleration_rows() {
         let mut sim = sim(tolerations.clone());
         match gone_after {
             Some(seconds) => {
-                sim.pass(39 + seconds);
+                pass(&mut sim, 39 + seconds);
                 assert!(exists(&sim), "{tolerations}");
-                sim.pass(3);
+                pass(&mut sim, 3);
                 assert!(!exists(&sim), "{tolerations}");
             }
             None => {
-                sim.pass(1000);
+                pass(&mut sim, 1000);
                 assert!(exists(&sim), "{tolerations}");
             }
         }
@@ -74,4 +87,16 @@ fn a_taint_of_a_person_evicts_at_once() {
     });
     sim.settle();
     assert!(!exists(&sim));
+}
+
+#[test]
+fn nobody_is_evicted_while_no_node_is_heard_of() {
+    let mut sim = sim(json!(null));
+    sim.pass(1000);
+    assert!(exists(&sim));
+    pass(&mut sim, 2);
+    assert!(
+        !exists(&sim),
+        "one node is back: the others are really gone"
+    );
 }

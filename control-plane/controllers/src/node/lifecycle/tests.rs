@@ -1,3 +1,4 @@
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use crate::config::Config;
@@ -153,4 +154,64 @@ fn a_fresh_node_is_not_scheduled_to() {
     sim.edit(Kind::Node, "", "n1", |node| node["status"] = json!({}));
     sim.settle();
     assert_eq!(taints(&sim), ["node.kubernetes.io/not-ready:NoSchedule"]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    /// Nodes come and go, events and answers are late, writes fail with and without effect: no two nodes ever have
+    /// slices that overlap, and in the end every node has one of each family while there are enough.
+    #[test]
+    fn no_two_nodes_share_a_slice(
+        steps in prop::collection::vec((0_u8..12, any::<bool>(), any::<bool>()), 1..60),
+        order in prop::collection::vec(0_usize..3, 0..120),
+        flaky in prop::collection::vec(0_u8..3, 0..60),
+    ) {
+        let config = Config {
+            cluster_cidrs: vec!["10.244.0.0/20".parse().unwrap(), "fd00:10:244::/60".parse().unwrap()],
+            ..Config::default()
+        };
+        let mut sim = Sim::new(config);
+        sim.order = order.into();
+        sim.flaky = flaky.into();
+        sim.slow = true;
+        for (index, remove, work) in steps {
+            let name = format!("n{index}");
+            if remove {
+                sim.remove(Kind::Node, "", &name);
+            } else if sim.get(Kind::Node, "", &name).is_none() {
+                sim.put(Kind::Node, node(&name));
+            }
+            if work {
+                sim.deliver();
+                sim.work();
+            }
+            check_slices(&sim)?;
+        }
+        sim.settle();
+        sim.pass(400);
+        check_slices(&sim)?;
+        for node in sim.list(Kind::Node) {
+            prop_assert_eq!(node["spec"]["podCIDRs"].as_array().map(Vec::len), Some(2));
+        }
+    }
+}
+
+fn check_slices(sim: &Sim) -> Result<(), TestCaseError> {
+    let all: Vec<String> = sim
+        .list(Kind::Node)
+        .iter()
+        .flat_map(|node| {
+            node["spec"]["podCIDRs"]
+                .as_array()
+                .cloned()
+                .unwrap_or_default()
+        })
+        .map(|cidr| cidr.to_string())
+        .collect();
+    let mut distinct = all.clone();
+    distinct.sort();
+    distinct.dedup();
+    prop_assert_eq!(distinct.len(), all.len(), "{:?}", all);
+    Ok(())
 }

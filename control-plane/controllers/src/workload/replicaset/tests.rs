@@ -142,8 +142,10 @@ proptest! {
         then in 0_i32..8,
         order in prop::collection::vec(0_usize..4, 0..60),
         steps in prop::collection::vec(any::<bool>(), 0..60),
+        slow in any::<bool>(),
     ) {
         let mut sim = sim();
+        sim.slow = slow;
         sim.put(Kind::ReplicaSet, replica_set("web", wanted));
         let uid = sim.get(Kind::ReplicaSet, "default", "web").unwrap()["metadata"]["uid"].clone();
         for (index, state) in states.iter().enumerate() {
@@ -185,6 +187,7 @@ proptest! {
         }
         sim.edit(Kind::ReplicaSet, "default", "web", |set| set["spec"]["replicas"] = json!(then));
         sim.settle();
+        sim.pass(3);
         prop_assert_eq!(active(&sim), usize::try_from(then).unwrap());
         let made = sim.notes.iter().filter(|note| note.reason == "SuccessfulCreate").count();
         let deleted = sim.notes.iter().filter(|note| note.reason == "SuccessfulDelete").count();
