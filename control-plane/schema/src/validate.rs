@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::kinds::Kind;
 
+mod affinity;
 mod config;
 mod containers;
 mod metadata;

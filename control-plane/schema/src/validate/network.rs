@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde_json::Value;
 
 use super::names::dns_label;
-use super::{Errors, FieldError, PORT_RANGE, is_port, items, one_of, port_or_name, text};
+use super::{Errors, FieldError, PORT_RANGE, affinity, is_port, items, one_of, port_or_name, text};
 
 const NOT_AN_IP: &str = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
 /// Upstream's limits of one EndpointSlice.
@@ -203,6 +203,7 @@ fn ingress_backend(backend: &Value, at: &str, errors: &mut Errors) {
 
 pub(super) fn network_policy(object: &Value, errors: &mut Errors) {
     let spec = &object["spec"];
+    affinity::label_selector(&spec["podSelector"], "spec.podSelector", errors);
     for (index, kind) in items(spec, "policyTypes").iter().enumerate() {
         one_of(
             kind,
@@ -232,6 +233,9 @@ pub(super) fn network_policy(object: &Value, errors: &mut Errors) {
                     .into_iter()
                     .filter(|n| !peer[*n].is_null())
                     .count();
+                for name in ["podSelector", "namespaceSelector"] {
+                    affinity::label_selector(&peer[name], &format!("{at}.{name}"), errors);
+                }
                 if given == 0 {
                     errors.push(FieldError::required(at, "must specify a peer"));
                 } else if given > 1 && !peer["ipBlock"].is_null() {

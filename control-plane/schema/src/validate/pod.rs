@@ -3,7 +3,9 @@
 use serde_json::Value;
 
 use super::names::{dns_label, dns_subdomain, qualified_name};
-use super::{Errors, FieldError, containers, items, metadata, not_negative, one_of, text, volumes};
+use super::{
+    Errors, FieldError, affinity, containers, items, metadata, not_negative, one_of, text, volumes,
+};
 
 /// Where a pod spec stands; decides which restart policies it may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,6 +110,7 @@ pub(super) fn spec_with_claims(
             }
         }
     }
+    affinity::check(spec, at, errors);
     tolerations(
         items(spec, "tolerations"),
         &format!("{at}.tolerations"),

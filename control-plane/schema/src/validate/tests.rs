@@ -156,6 +156,44 @@ fn pod_rows() {
 }
 
 #[test]
+fn affinity_rows() {
+    let with = |rest: Value| {
+        let mut spec = json!({"containers": [{"name": "a", "image": "i"}]});
+        for (name, value) in rest.as_object().unwrap() {
+            spec[name] = value.clone();
+        }
+        pod(spec)
+    };
+    let required = "requiredDuringSchedulingIgnoredDuringExecution";
+    check(
+        with(
+            json!({"affinity": {"nodeAffinity": {required: {"nodeSelectorTerms": [{"matchExpressions": [
+            {"key": "a", "operator": "Gt", "values": ["1"]}, {"key": "b", "operator": "Near"}]}]}}}}),
+        ),
+        &[
+            "spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[0].matchExpressions[1].operator: Invalid value: \"Near\": not a valid selector operator",
+        ],
+    );
+    check(
+        with(
+            json!({"affinity": {"podAntiAffinity": {required: [{"labelSelector": {"matchLabels": {"a": "b"}}}]}}}),
+        ),
+        &[
+            "spec.affinity.podAntiAffinity.requiredDuringSchedulingIgnoredDuringExecution[0].topologyKey: Required value: can not be empty",
+        ],
+    );
+    check(
+        with(
+            json!({"topologySpreadConstraints": [{"maxSkew": 0, "topologyKey": "zone", "whenUnsatisfiable": "Panic"}]}),
+        ),
+        &[
+            "spec.topologySpreadConstraints[0].maxSkew: Invalid value: 0: must be greater than zero",
+            "spec.topologySpreadConstraints[0].whenUnsatisfiable: Unsupported value: \"Panic\": supported values: \"DoNotSchedule\", \"ScheduleAnyway\"",
+        ],
+    );
+}
+
+#[test]
 fn service_rows() {
     check(service(json!({})), &["spec.ports: Required value"]);
     check(

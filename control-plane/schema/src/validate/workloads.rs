@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 
 use super::pod::Place;
 use super::{
-    Errors, FieldError, IMMUTABLE, immutable, items, metadata, not_negative, one_of, pod, text,
+    Errors, FieldError, IMMUTABLE, affinity, immutable, items, metadata, not_negative, one_of, pod,
+    text,
 };
 use crate::kinds::Kind;
 
@@ -222,34 +223,7 @@ fn mismatch(labels: &Value, errors: &mut Errors) {
 }
 
 fn selector_matches_template(selector: &Value, spec: &Value, errors: &mut Errors) {
-    metadata::labels(
-        &selector["matchLabels"],
-        "spec.selector.matchLabels",
-        errors,
-    );
-    for (index, expression) in items(selector, "matchExpressions").iter().enumerate() {
-        let at = format!("spec.selector.matchExpressions[{index}]");
-        let values = items(expression, "values");
-        match text(expression, "operator") {
-            "In" | "NotIn" if values.is_empty() => {
-                let why = "must be specified when `operator` is 'In' or 'NotIn'";
-                errors.push(FieldError::required(format!("{at}.values"), why));
-            }
-            "Exists" | "DoesNotExist" if !values.is_empty() => {
-                let why = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
-                errors.push(FieldError::forbidden(format!("{at}.values"), why));
-            }
-            "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
-            _ => {
-                let why = "not a valid selector operator";
-                errors.push(FieldError::invalid(
-                    format!("{at}.operator"),
-                    &expression["operator"],
-                    why,
-                ));
-            }
-        }
-    }
+    affinity::label_selector(selector, "spec.selector", errors);
     let Ok(parsed) = LabelSelector::from_json(selector) else {
         return;
     };
