@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, ApiResource, AttachParams, DynamicObject, Patch, PatchParams};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::api::{Api, ApiResource, AttachParams, DynamicObject, ListParams, Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::GroupVersionKind;
 use kube::{Client, Config};
@@ -41,6 +41,32 @@ pub(crate) async fn wait_ready(client: &Client, timeout: Duration) -> Result<()>
             }
             Err(_) => tokio::time::sleep(READY_PAUSE).await,
         }
+    }
+}
+
+/// Waits until `count` nodes are Ready.
+pub(crate) async fn wait_nodes(client: &Client, count: usize, timeout: Duration) -> Result<()> {
+    let api: Api<Node> = Api::all(client.clone());
+    let deadline = Instant::now() + timeout;
+    loop {
+        let nodes = api.list(&ListParams::default()).await?;
+        let is_ready = |node: &&Node| {
+            let conditions = node
+                .status
+                .iter()
+                .flat_map(|s| s.conditions.iter().flatten());
+            conditions
+                .into_iter()
+                .any(|c| c.type_ == "Ready" && c.status == "True")
+        };
+        let ready = nodes.items.iter().filter(is_ready).count();
+        if ready >= count {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("{ready} of {count} nodes are Ready; see the logs of kubelet and overlay");
+        }
+        tokio::time::sleep(READY_PAUSE).await;
     }
 }
 

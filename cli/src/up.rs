@@ -24,6 +24,8 @@ const PROGRAMS: [&str; 6] = [
 ];
 /// The control plane's start.
 const API_TIMEOUT: Duration = Duration::from_secs(30);
+/// From the daemons' start until all nodes are Ready.
+const NODES_TIMEOUT: Duration = Duration::from_secs(60);
 /// The daemons' start.
 const DAEMONS_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -133,12 +135,18 @@ async fn begin(layout: &Layout, bare: bool, start: Instant) -> Result<()> {
         start.elapsed().as_secs_f32(),
         layout.server()
     ));
+    tokio::task::spawn_blocking(move || wait_daemons(&ready)).await??;
+    // Pods are placed as soon as there is a node; the sample shall be spread over all of them.
+    api::wait_nodes(&client, usize::from(layout.args.nodes), NODES_TIMEOUT).await?;
+    say(&format!(
+        "{} nodes are Ready after {:.2} s",
+        layout.args.nodes,
+        start.elapsed().as_secs_f32()
+    ));
     let manifests: &[&str] = if bare { &[SYSTEM] } else { &[SYSTEM, SAMPLE] };
     let by = api::apply(&client, &layout.kubeconfig(), manifests).await?;
-    tokio::task::spawn_blocking(move || wait_daemons(&ready)).await??;
     say(&format!(
-        "{} nodes are up after {:.2} s, manifests applied with {by}",
-        layout.args.nodes,
+        "manifests applied with {by} after {:.2} s",
         start.elapsed().as_secs_f32()
     ));
     if !bare {

@@ -254,7 +254,26 @@ fn dependencies(root: &Path) -> Result<Vec<String>> {
             found.push(format!("docs/dependencies.md: no reason for `{name}`"));
         }
     }
+    found.extend(unused_dependencies(root, section)?);
     Ok(found)
+}
+
+/// A dependency that no crate of the workspace names.
+fn unused_dependencies(root: &Path, section: &str) -> Result<Vec<String>> {
+    let mut manifests = fs::read_to_string(root.join("tests/Cargo.toml"))?;
+    for (krate, _) in MAY_USE {
+        manifests.push_str(&fs::read_to_string(root.join(krate).join("Cargo.toml"))?);
+    }
+    let names = section
+        .lines()
+        .filter_map(|line| line.split_once(" = ").map(|(name, _)| name));
+    let unused = names.filter(|name| {
+        !manifests.contains(&format!("\n{name}.workspace"))
+            && !manifests.contains(&format!("\n{name} = {{ workspace"))
+    });
+    Ok(unused
+        .map(|name| format!("Cargo.toml: no crate uses {name}"))
+        .collect())
 }
 
 /// Every decision page is linked from the architecture page.

@@ -144,7 +144,11 @@ impl Prover {
         let id = pod.container_id.rsplit('/').next().unwrap_or_default();
         let own = id.strip_prefix(&format!("{}-", pod.uid.replace('-', "")));
         let own = own.with_context(|| format!("container id {id} is not one of ours"))?;
-        Ok(format!("{}/kubepods/pod{}/{own}", self.node(&pod.node)?.cgroup, pod.uid))
+        Ok(format!(
+            "{}/kubepods/pod{}/{own}",
+            self.node(&pod.node)?.cgroup,
+            pod.uid
+        ))
     }
 
     fn node(&self, name: &str) -> Result<NodeLayout> {
