@@ -122,7 +122,7 @@ fn check_file(file: &Path, text: &str, findings: &mut Vec<String>) {
             "{name}: {lines} lines; split it (limit {LINES_MAX})"
         ));
     }
-    if !text.starts_with("//!") && !text.starts_with("#!") && !name.ends_with("tests.rs") {
+    if !text.starts_with("//!") && !text.starts_with("#!") && !is_test {
         findings.push(format!(
             "{name}:1: the file does not say what it is (`//!`)"
         ));
