@@ -123,7 +123,8 @@ fn from_sources(
             return Err(Error::NoObject { kind, name });
         };
         for (key, value) in data {
-            if !key.is_empty() && !key.contains('=') {
+            // A value with a zero byte (binaryData of a ConfigMap) cannot be a variable.
+            if !key.is_empty() && !key.contains('=') && !value.contains(&0) {
                 let value = String::from_utf8_lossy(&value).into_owned();
                 vars.push((format!("{prefix}{key}"), value));
             }

@@ -29,7 +29,8 @@ fn main() -> ExitCode {
 
 fn start(config: Config) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&config.log_level)
-        .map_err(|e| anyhow::anyhow!("--log-level {}: {e}", config.log_level))?;
+        .map_err(|e| anyhow::anyhow!("--log-level {}: {e}", config.log_level))?
+        .add_directive(client::LOG_DIRECTIVE.parse()?);
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -9,6 +9,7 @@ impl Lookup for Fixed {
             BTreeMap::from([
                 ("color".to_owned(), b"blue".to_vec()),
                 ("shape".to_owned(), b"round".to_vec()),
+                ("picture".to_owned(), vec![0, 1, 2]),
             ])
         })
     }
@@ -76,6 +77,7 @@ fn env_from_is_overridden_by_env() {
     assert_eq!(value(env, "P_color").unwrap(), "red");
     assert_eq!(value(env, "P_shape").unwrap(), "round");
     assert_eq!(value(env, "key").unwrap(), "hidden");
+    assert_eq!(value(env, "P_picture"), None);
 }
 
 #[test]

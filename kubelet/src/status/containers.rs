@@ -184,6 +184,9 @@ fn back_off(view: View<'_>, c: &Container, role: Role, exit: &Exit) -> Option<St
         (Role::Init, RestartPolicy::Always) => RestartPolicy::OnFailure,
         (_, policy) => policy,
     };
+    if view.soft.starts.get(&c.name) == Some(&Step::Running) {
+        return None;
+    }
     let state = view.soft.backoff.get(&c.name)?;
     let ended = exit.finished?;
     if !wants_restart(policy, exit.code) {
