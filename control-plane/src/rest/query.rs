@@ -109,7 +109,9 @@ impl ListOptions {
             rev: revision(query.get("resourceVersion"))?,
             rev_match,
             watch: query.flag("watch"),
-            timeout_seconds: query.number("timeoutSeconds")?,
+            timeout_seconds: query
+                .number("timeoutSeconds")?
+                .filter(|seconds| *seconds > 0),
             bookmarks: query.flag("allowWatchBookmarks"),
             initial_events: query.flag("sendInitialEvents"),
         })

@@ -4,6 +4,7 @@
 mod access;
 mod collections;
 mod common;
+mod crash;
 mod objects;
 mod restart;
 mod services;
