@@ -27,7 +27,7 @@ const LISTINGS: &[(&str, &str)] = &[
         "iptables-save -t filter -t nat 2>/dev/null | grep -v '^#' | sed -E 's/\\[[0-9:]+\\]//'",
     ),
     ("nftables", "nft list ruleset 2>/dev/null"),
-    ("cgroups", "find /sys/fs/cgroup -type d"),
+    ("cgroups", "find /sys/fs/cgroup -type d -path '*/seaway*'"),
     ("mounts", "cut -d' ' -f1-3 /proc/mounts"),
     (
         "state",
