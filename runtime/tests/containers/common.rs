@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use linux::cgroup::Hierarchies;
 use runtime::image::build::Archive;
 use runtime::{
-    ContainerSpec, ContainerState, Exit, ImageConfig, Runtime, RuntimeConfig, SandboxSpec,
+    ContainerSpec, ContainerState, ExecSpec, Exit, ImageConfig, Runtime, RuntimeConfig, SandboxSpec,
 };
 
 /// The static busybox of Debian's busybox-static.
@@ -240,4 +240,19 @@ pub(crate) fn read_all(fd: Option<OwnedFd>) -> String {
         text.extend_from_slice(&part[..len]);
     }
     String::from_utf8(text).unwrap()
+}
+
+/// A script of the shell, to run in a container.
+pub(crate) fn exec_spec(script: &str) -> ExecSpec {
+    ExecSpec {
+        argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
+        ..ExecSpec::default()
+    }
+}
+
+/// Runs a script in a container: exit code and standard output.
+pub(crate) fn exec(bench: &Bench, id: &str, script: &str) -> (i32, String) {
+    let mut session = bench.runtime.exec(id, &exec_spec(script)).unwrap();
+    let out = read_all(session.stdout.take());
+    (session.wait().unwrap(), out)
 }
