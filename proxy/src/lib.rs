@@ -7,6 +7,7 @@
 pub mod backend;
 pub mod cluster_dns;
 pub mod config;
+pub mod conntrack;
 pub mod health;
 pub mod manifests;
 pub mod metrics;

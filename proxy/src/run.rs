@@ -12,6 +12,7 @@ use api::core::Node;
 use api::watch::Event;
 use linux::Kernel;
 use linux::iptables::{self, Iptables};
+use linux::rules_monitor::RulesMonitor;
 use tokio::sync::mpsc::{self, Sender};
 
 use crate::backend::iptables::apply::Plane;
@@ -19,6 +20,7 @@ use crate::backend::iptables::desired::Desired;
 use crate::backend::iptables::{DetectLocal, Settings};
 use crate::cluster_dns::{self, Feed};
 use crate::config::{Config, Detect, From};
+use crate::conntrack::KernelFlows;
 use crate::health::{self, Health, Pages};
 use crate::metrics::Metrics;
 use crate::model::{NodeView, Policy};
@@ -236,12 +238,21 @@ fn start_engine(
         }
     });
     let store = Store::new(view, policies);
-    let mut engine = Engine::new(store, planes, pace, health, metrics, on_synced);
+    let flows = Box::new(KernelFlows);
+    let mut engine = Engine::new(store, planes, pace, health, metrics, flows, on_synced);
+    match RulesMonitor::open() {
+        Ok(monitor) => engine = engine.with_monitor(monitor),
+        Err(error) => tracing::info!(
+            "{error}; lost rules are noticed every {:?}",
+            config.sync_period
+        ),
+    }
     if config.detect == Detect::NodeCidr {
         engine = engine.wait_for_settings();
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
+        .enable_io()
         .build()
         .context("start the sync loop")?;
     std::thread::Builder::new()

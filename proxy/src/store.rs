@@ -39,8 +39,16 @@ pub enum Input {
     Node(Event<Arc<Node>>),
 }
 
-/// A port that changed; `None`: it is gone.
-pub type PortChange = (PortName, Option<Arc<Decision>>);
+/// A port that changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortChange {
+    /// Which.
+    pub name: PortName,
+    /// What was decided before; `None`: it is new.
+    pub old: Option<Arc<Decision>>,
+    /// What is decided now; `None`: it is gone.
+    pub new: Option<Arc<Decision>>,
+}
 
 /// Ports that changed, for each family.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -377,12 +385,12 @@ impl Store {
             }
         }
         let snapshot = self.snapshot.of_mut(family);
-        for (port, decision) in new {
-            match &decision {
-                Some(decision) => snapshot.insert(port.clone(), decision.clone()),
-                None => snapshot.remove(&port),
+        for (name, new) in new {
+            let old = match &new {
+                Some(new) => snapshot.insert(name.clone(), new.clone()),
+                None => snapshot.remove(&name),
             };
-            changes.push(family, (port, decision));
+            changes.push(family, PortChange { name, old, new });
         }
     }
 

@@ -1,14 +1,18 @@
 //! The loop: events mark services dirty, and at its own pace it decides, plans and applies them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::cidr::Family;
+use linux::rules_monitor::RulesMonitor;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::Receiver;
 
 use crate::backend::iptables::Settings;
 use crate::backend::iptables::apply::{Plane, Report, Rules};
 use crate::backend::iptables::desired::Desired;
+use crate::conntrack::{Changed, FlowTable};
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::store::{Input, PortChange, Store};
@@ -29,6 +33,13 @@ const RETRY_LAST: Duration = Duration::from_secs(10);
 /// The longest rest between two syncs. A sync is followed by a rest as long as it took, so that
 /// the programs that share the kernel's rules with us get their turn.
 const REST_MAX: Duration = Duration::from_secs(1);
+
+/// After a verification the next one waits this many times as long as it took, however often
+/// others delete rules of theirs: it lists all rules.
+const VERIFY_REST: u32 = 10;
+
+/// The tables that have chains of ours.
+const TABLES: [&str; 3] = ["filter", "nat", "mangle"];
 
 /// What the loop is told.
 #[derive(Debug)]
@@ -59,6 +70,10 @@ pub struct Engine<R> {
     pace: Pace,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
+    flows: Box<dyn FlowTable + Send>,
+    /// Flows to look after once the rules are in.
+    changed_flows: BTreeMap<Family, Changed>,
+    monitor: Option<RulesMonitor>,
     on_synced: Option<Box<dyn FnOnce() + Send>>,
     /// Nothing is programmed before settings come that only the node's object can tell.
     waits_for_settings: bool,
@@ -75,6 +90,7 @@ impl<R: Rules + Send> Engine<R> {
         pace: Pace,
         health: Arc<Health>,
         metrics: Arc<Metrics>,
+        flows: Box<dyn FlowTable + Send>,
         on_synced: Box<dyn FnOnce() + Send>,
     ) -> Self {
         Self {
@@ -83,6 +99,9 @@ impl<R: Rules + Send> Engine<R> {
             pace,
             health,
             metrics,
+            flows,
+            changed_flows: BTreeMap::new(),
+            monitor: None,
             on_synced: Some(on_synced),
             waits_for_settings: false,
             pending: false,
@@ -97,29 +116,41 @@ impl<R: Rules + Send> Engine<R> {
         self
     }
 
+    /// Verifies as soon as others delete rules.
+    #[must_use]
+    pub fn with_monitor(mut self, monitor: RulesMonitor) -> Self {
+        self.monitor = Some(monitor);
+        self
+    }
+
     fn due(&self) -> bool {
         self.pending && self.store.ready() && !self.waits_for_settings
     }
 
     /// Runs until told to stop or until nobody can tell any more.
     pub async fn run(mut self, mut messages: Receiver<Message>) {
-        let mut next_verify = Instant::now() + self.pace.sync_period;
+        // Without it (a kernel without nf_tables) the periodic verification is all there is.
+        let monitor = self.monitor.take().and_then(register);
+        let mut verify_at = Instant::now() + self.pace.sync_period;
+        let mut verify_rest_until = Instant::now();
         let mut not_before = Instant::now();
         loop {
-            let due = if self.due() {
-                not_before.max(Instant::now() + COALESCE)
+            let mut deadline = if self.due() {
+                verify_at.min(not_before.max(Instant::now() + COALESCE))
             } else {
-                next_verify
+                verify_at
             };
             // Collects until a sync is due.
             let mut taken = 0;
-            let mut deadline = due;
             while taken < BATCH_MAX {
-                let message = tokio::time::timeout_at(deadline.into(), messages.recv()).await;
+                let message = tokio::select! {
+                    message = tokio::time::timeout_at(deadline.into(), messages.recv()) => message,
+                    () = deleted_by_others(monitor.as_ref()) => Ok(Some(Message::Verify)),
+                };
                 match message {
                     Ok(None | Some(Message::Stop)) => return,
                     Ok(Some(Message::Verify)) => {
-                        self.verify();
+                        verify_at = verify_at.min(verify_rest_until.max(Instant::now() + COALESCE));
                         break;
                     }
                     Ok(Some(Message::Settings(settings))) => {
@@ -136,12 +167,21 @@ impl<R: Rules + Send> Engine<R> {
                     Err(_elapsed) => break,
                 }
             }
-            if Instant::now() >= next_verify {
+            let start = Instant::now();
+            if start >= verify_at {
                 self.verify();
-                next_verify = Instant::now() + self.pace.sync_period;
+                verify_at = Instant::now() + self.pace.sync_period;
+                verify_rest_until = Instant::now() + start.elapsed() * VERIFY_REST;
             }
-            if self.due() {
+            if self.due() && Instant::now() >= not_before {
+                // Notifications of our own writes are thrown away, not those from before.
+                if monitor.as_ref().is_some_and(|m| m.get_ref().drain(&TABLES)) {
+                    verify_at = verify_at.min(verify_rest_until);
+                }
                 not_before = Instant::now() + self.sync();
+                if let Some(monitor) = &monitor {
+                    monitor.get_ref().drain(&TABLES);
+                }
             }
         }
     }
@@ -184,6 +224,12 @@ impl<R: Rules + Send> Engine<R> {
     fn sync(&mut self) -> Duration {
         let start = Instant::now();
         let changes = self.store.take_changes();
+        for (family, _) in &self.planes {
+            let flows = self.changed_flows.entry(*family).or_default();
+            for change in changes.of(*family) {
+                flows.add(change.old.as_ref(), change.new.as_ref());
+            }
+        }
         // The programs of both families do not wait for each other.
         let results: Vec<_> = std::thread::scope(|scope| {
             let jobs: Vec<_> = self
@@ -200,6 +246,8 @@ impl<R: Rules + Send> Engine<R> {
                     self.metrics.synced(*family, report.full, took);
                     self.health.synced(*family);
                     log(*family, changes.of(*family).len(), report, took);
+                    let flows = self.changed_flows.remove(family).unwrap_or_default();
+                    clean(self.flows.as_mut(), *family, &flows, &self.metrics);
                     continue;
                 }
                 Ok((Err(error), _)) => tracing::error!("{family} rules: {error}"),
@@ -248,12 +296,52 @@ fn sync_plane<R: Rules>(
     changed: &[PortChange],
 ) -> (linux::Result<Report>, Duration) {
     let begin = Instant::now();
-    plane.set(
-        changed
-            .iter()
-            .map(|(name, decision)| (name, decision.as_ref())),
-    );
+    plane.set(changed.iter().map(|c| (&c.name, c.new.as_ref())));
     (plane.sync(), begin.elapsed())
+}
+
+/// Deletes flows that lead to where nobody serves any more.
+fn clean(table: &mut dyn FlowTable, family: Family, changed: &Changed, metrics: &Metrics) {
+    if changed.is_empty() {
+        return;
+    }
+    match table.clean(family, changed) {
+        Ok(0) => {}
+        Ok(deleted) => {
+            metrics.conntrack_deleted.add(deleted);
+            tracing::debug!(deleted, "{family}: stale UDP flows");
+        }
+        Err(error) => {
+            tracing::warn!("{family} UDP flows may lead to endpoints that are gone: {error}")
+        }
+    }
+}
+
+#[expect(
+    deprecated,
+    reason = "its successor is unsafe; what must hold does: the monitor owns its descriptor and lives as long as the registration"
+)]
+fn register(monitor: RulesMonitor) -> Option<AsyncFd<RulesMonitor>> {
+    AsyncFd::new(monitor).ok()
+}
+
+/// Comes back when somebody has deleted rules.
+async fn deleted_by_others(monitor: Option<&AsyncFd<RulesMonitor>>) {
+    let Some(monitor) = monitor else {
+        return std::future::pending().await;
+    };
+    loop {
+        match monitor.readable().await {
+            Ok(mut guard) => {
+                let deleted = monitor.get_ref().drain(&TABLES);
+                guard.clear_ready();
+                if deleted {
+                    return;
+                }
+            }
+            Err(_) => return std::future::pending().await,
+        }
+    }
 }
 
 fn log(family: Family, ports: usize, report: Report, took: Duration) {

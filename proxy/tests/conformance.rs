@@ -1,6 +1,8 @@
 //! The scenario tables (`tests/cases/proxy/*.yaml` at the top of the repository): objects through
 //! the real pipeline, packets through the tracer of each backend, in both families.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a failed test panics")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;

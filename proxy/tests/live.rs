@@ -1,5 +1,12 @@
 //! The real binary on a node of namespaces: packets, restarts, other people's rules. Needs root.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a failed test panics, a skipped one says so"
+)]
+
 mod lab;
 
 use std::collections::BTreeMap;
@@ -255,7 +262,8 @@ fn rules_of_others_stay_and_ours_come_back() {
     let Some(lab) = Lab::new("rules_of_others_stay_and_ours_come_back") else {
         return;
     };
-    let mut lab = lab.with(&["--iptables-sync-period", "1s"]);
+    // Long enough that what comes back comes back by notification.
+    let mut lab = lab.with(&["--iptables-sync-period", "1h"]);
     let foreign = "*filter\n:MINE - [0:0]\n-A MINE -s 10.9.9.9/32 -j DROP\n-A FORWARD -m comment --comment \"KUBE-SERVICES\" -j MINE\nCOMMIT\n*nat\n:KUBE-KUBELET-CANARY - [0:0]\n-A POSTROUTING -s 10.9.9.9/32 -j MASQUERADE\nCOMMIT\n";
     lab.restore(foreign);
     let before = [Family::V4, Family::V6].map(|family| lab.rules(family));
@@ -384,4 +392,51 @@ fn cluster_dns_on_loopback() {
             .run(|| lab::count_answers(server, "web.default.svc.cluster.local"))
             == Some(2)
     });
+}
+
+#[test]
+fn a_udp_client_that_keeps_its_port_follows_the_endpoints() {
+    let Some(mut lab) = Lab::new("a_udp_client_that_keeps_its_port_follows_the_endpoints") else {
+        return;
+    };
+    let spec = "{type: NodePort, clusterIP: 172.30.0.41, ports: [{name: udp, port: 80, protocol: UDP, nodePort: 30041}]}";
+    let endpoints = |endpoints: &[(&str, &str)]| service("web", spec, endpoints);
+    lab.write("web.yaml", &endpoints(&[]));
+    lab.start();
+    let clients = [
+        (&lab.p1, "172.30.0.41:80"),
+        (&lab.cli, "192.168.0.2:30041"),
+        (&lab.node, "172.30.0.41:80"),
+    ];
+    let sockets: Vec<_> = clients
+        .iter()
+        .map(|(place, _)| place.run(lab::udp_socket))
+        .collect();
+    let all_hear = |who: &str| {
+        let heard = clients
+            .iter()
+            .zip(&sockets)
+            .map(|((place, to), socket)| place.run(|| lab::ask_udp(socket, to.parse().unwrap())));
+        heard.into_iter().all(|heard| heard.as_deref() == Some(who))
+    };
+    // A flow to nowhere is tracked at first.
+    assert!(!all_hear("p2"));
+    let steps: [(&[(&str, &str)], &str); 4] = [
+        (&ALL_V4[1..2], "p2"),
+        (&ALL_V4[2..], "p3"),
+        (&[], ""),
+        (&ALL_V4[1..2], "p2"),
+    ];
+    for (to, who) in steps {
+        lab.write("web.yaml", &endpoints(to));
+        if !who.is_empty() {
+            lab.wait(who, |_| all_hear(who));
+        }
+    }
+    lab.remove("web.yaml");
+    lab.wait("rules to go", |lab| {
+        !lab.rules(Family::V4).contains("KUBE-SVC-")
+    });
+    lab.write("web.yaml", &endpoints(&ALL_V4[2..]));
+    lab.wait("p3 after deletion", |_| all_hear("p3"));
 }

@@ -3,6 +3,7 @@
 
 pub mod addr;
 pub mod cgroup;
+pub mod conntrack;
 pub mod error;
 pub mod exec;
 #[cfg(any(test, feature = "fake"))]
@@ -17,9 +18,11 @@ pub mod mount;
 pub mod neigh;
 pub mod netlink;
 pub mod netns;
+mod nfnetlink;
 pub mod notify;
 pub mod process;
 pub mod route;
+pub mod rules_monitor;
 pub mod sysctl;
 
 pub use error::{Error, Result};

@@ -27,9 +27,12 @@ fn delete(object: Object) -> Input {
     }
 }
 
+/// A manifest, and the event made of it.
+type Step<'a> = (&'a str, fn(Object) -> Input);
+
 /// Applies steps to an empty feed; the zone must answer with these addresses at the end.
 #[track_caller]
-fn check(keep_all: bool, steps: &[(&str, fn(Object) -> Input)], expect: &str) {
+fn check(keep_all: bool, steps: &[Step<'_>], expect: &str) {
     let zone = Handle::new("cluster.local", &[]).unwrap();
     let mut feed = Feed::new(zone.clone(), keep_all);
     for (text, event) in steps {

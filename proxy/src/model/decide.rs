@@ -1,7 +1,7 @@
 //! What happens to a packet for a service port: forwarded to which endpoints, refused or dropped,
 //! with or without masquerade. Decided here once; backends render it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use api::cidr::Family;
@@ -10,7 +10,7 @@ use ipnetwork::IpNetwork;
 use super::endpoint::Endpoint;
 use super::service::{ServicePort, of_family};
 use super::topology::usable;
-use super::{NodeView, Policy, PortName};
+use super::{NodeView, Policy, PortName, Protocol};
 
 /// Where a connection comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -129,6 +129,9 @@ pub struct Decision {
     pub targets: Arc<[Target]>,
     /// Ready endpoints on this node, for the health check.
     pub local_ready: usize,
+    /// For UDP: endpoints that pass their probe, whether this node uses them or not. A flow to any
+    /// of them may stay as it is.
+    pub serving: Arc<[SocketAddr]>,
     /// To the cluster IP.
     pub internal: BySource<Path>,
     /// To external IPs, load balancer addresses and the node port.
@@ -200,9 +203,17 @@ pub fn decide(
         health_check_node_port: shared.health_check_node_port,
         targets: targets.collect(),
         local_ready: local_ready(endpoints),
+        serving: serving(port.name.protocol, endpoints),
         internal: internal(shared.internal_local, policy, &verdict),
         external: external(shared.external_local, policy, &verdict),
     })
+}
+
+fn serving(protocol: Protocol, endpoints: &[Endpoint]) -> Arc<[SocketAddr]> {
+    let serving = endpoints
+        .iter()
+        .filter(|e| protocol == Protocol::Udp && e.serving);
+    serving.map(|e| SocketAddr::new(e.ip, e.port)).collect()
 }
 
 /// Whether `i` is in a sorted set.

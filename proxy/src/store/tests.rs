@@ -70,11 +70,12 @@ fn relist(store: &mut Store, (services, slices): &World) {
 /// What the changes that came out add up to.
 fn add(sum: &mut Snapshot, changes: &Changes) {
     for family in Family::BOTH {
-        for (name, decision) in changes.of(family) {
-            match decision {
-                Some(decision) => sum.of_mut(family).insert(name.clone(), decision.clone()),
-                None => sum.of_mut(family).remove(name),
+        for change in changes.of(family) {
+            let known = match &change.new {
+                Some(new) => sum.of_mut(family).insert(change.name.clone(), new.clone()),
+                None => sum.of_mut(family).remove(&change.name),
             };
+            assert_eq!(known, change.old);
         }
     }
 }
@@ -158,6 +159,9 @@ fn an_endpoint_changes_its_port_only() {
     store.apply(Input::Slice(Event::Apply(slice(0, 5))));
     // In both states the slice belongs to service 1, and has ports for two of its three.
     let changed = store.take_changes().v4;
-    let changed: Vec<String> = changed.iter().map(|(name, _)| name.to_string()).collect();
+    let changed: Vec<String> = changed
+        .iter()
+        .map(|change| change.name.to_string())
+        .collect();
     assert_eq!(changed, ["ns/s1:p0", "ns/s1:p1"]);
 }

@@ -491,3 +491,21 @@ pub(crate) fn count_answers(server: SocketAddr, name: &str) -> Option<usize> {
     socket.recv(&mut answer).unwrap();
     (answer[3] & 15 == 0).then(|| usize::from(u16::from_be_bytes([answer[6], answer[7]])))
 }
+
+/// A UDP socket of its own port, in the calling thread's namespace.
+pub(crate) fn udp_socket() -> UdpSocket {
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_millis(100)))
+        .unwrap();
+    socket
+}
+
+/// Who answers one datagram, if anybody does.
+pub(crate) fn ask_udp(socket: &UdpSocket, to: SocketAddr) -> Option<String> {
+    socket.send_to(b"?", to).ok()?;
+    let mut buffer = [0; 64];
+    let (n, _) = socket.recv_from(&mut buffer).ok()?;
+    let text = String::from_utf8_lossy(&buffer[..n]).into_owned();
+    Some(text.split(' ').next().unwrap_or_default().to_owned())
+}

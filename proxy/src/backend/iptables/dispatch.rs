@@ -189,13 +189,16 @@ impl Dispatch {
                 self.collect(node, &mut nodes);
             }
             let branch = self.shape.range(key, node.len + 1);
-            match self.child(branch) {
-                Some(child) if self.shape.common(child.first, key) >= child.len => {
-                    nodes.insert(child);
-                    node = child;
-                }
-                _ => break,
+            let Some(child) = self.child(branch) else {
+                break;
+            };
+            // Also where the key is not under it: without the key, or with it, another node (that
+            // steps over fewer or more bits) stands for the branch.
+            nodes.insert(child);
+            if self.shape.common(child.first, key) < child.len {
+                break;
             }
+            node = child;
         }
         nodes
     }

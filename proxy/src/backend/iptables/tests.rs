@@ -72,6 +72,7 @@ fn decision((ip, port, protocol, node_port, endpoints): Short) -> Decision {
         health_check_node_port: None,
         targets: (0..endpoints).map(target).collect(),
         local_ready: 0,
+        serving: [].into(),
         internal: all(false),
         external: all(true),
     }
@@ -237,7 +238,7 @@ fn at_once(decisions: &Decisions) -> BTreeMap<(String, String), Vec<String>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn changes_lead_where_a_new_start_leads(steps in prop::collection::vec(shorts(90), 1..4)) {

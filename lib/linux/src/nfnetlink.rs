@@ -1,0 +1,269 @@
+//! Netlink of the netfilter subsystems (`linux/netfilter/nfnetlink.h`): a small synchronous socket,
+//! and attributes as bytes. Numbers in attributes are in network order.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+use crate::error::{Error, Result};
+
+/// `struct nlmsghdr`.
+const HEADER_BYTES: usize = 16;
+
+/// `struct nfgenmsg`, behind it.
+const GENERIC_BYTES: usize = 4;
+
+/// `struct nlattr`.
+const ATTRIBUTE_BYTES: usize = 4;
+
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const NLA_F_NESTED: u16 = 1 << 15;
+/// Without the flags for nesting and byte order.
+const NLA_TYPE_MASK: u16 = 0x3fff;
+
+const NLM_F_REQUEST: u16 = 1;
+const NLM_F_ACK: u16 = 4;
+const NLM_F_DUMP: u16 = 0x300;
+const NLM_F_DUMP_INTR: u16 = 0x10;
+
+/// How long the kernel may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The kernel fills at most 32 KiB of a dump at once when the reader's buffer has room for it.
+const RECEIVE_BYTES: usize = 64 << 10;
+
+/// One message of a netfilter subsystem.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Message<'a> {
+    /// Subsystem in the upper byte, message in the lower.
+    pub(crate) kind: u16,
+    /// `AF_INET` or `AF_INET6`, where the message is about one family.
+    pub(crate) family: u8,
+    /// All attributes.
+    pub(crate) attributes: &'a [u8],
+}
+
+/// The attributes in `bytes`: type without flags, and value.
+pub(crate) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        let length = usize::from(u16::from_ne_bytes(rest.get(..2)?.try_into().ok()?));
+        let kind = u16::from_ne_bytes(rest.get(2..4)?.try_into().ok()?);
+        let value = rest.get(ATTRIBUTE_BYTES..length)?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind & NLA_TYPE_MASK, value))
+    })
+}
+
+/// The value of the first attribute of type `kind`.
+pub(crate) fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+    attributes(bytes)
+        .find(|(k, _)| *k == kind)
+        .map(|(_, value)| value)
+}
+
+/// Writes an attribute.
+pub(crate) fn put(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    let length = u16::try_from(ATTRIBUTE_BYTES + value.len()).unwrap_or(u16::MAX);
+    out.extend(length.to_ne_bytes());
+    out.extend(kind.to_ne_bytes());
+    out.extend(value);
+    out.resize(out.len().next_multiple_of(4), 0);
+}
+
+/// Writes an attribute that holds others.
+pub(crate) fn put_nested(out: &mut Vec<u8>, kind: u16, write: impl FnOnce(&mut Vec<u8>)) {
+    let mut inner = Vec::new();
+    write(&mut inner);
+    put(out, kind | NLA_F_NESTED, &inner);
+}
+
+/// What one netlink message is.
+enum Part<'a> {
+    Message(Message<'a>),
+    /// The end of a dump, or an acknowledgement: 0, or an error number.
+    End(i32),
+}
+
+/// The messages in a datagram, with their flags and sequence numbers.
+fn parts(datagram: &[u8]) -> impl Iterator<Item = (u16, u32, Part<'_>)> {
+    let mut rest = datagram;
+    std::iter::from_fn(move || {
+        let length = usize::try_from(u32::from_ne_bytes(rest.get(..4)?.try_into().ok()?)).ok()?;
+        let kind = u16::from_ne_bytes(rest.get(4..6)?.try_into().ok()?);
+        let flags = u16::from_ne_bytes(rest.get(6..8)?.try_into().ok()?);
+        let sequence = u32::from_ne_bytes(rest.get(8..12)?.try_into().ok()?);
+        let body = rest.get(HEADER_BYTES..length)?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        let part = match kind {
+            NLMSG_ERROR | NLMSG_DONE => {
+                let code = body.get(..4).and_then(|code| code.try_into().ok());
+                Part::End(code.map_or(0, i32::from_ne_bytes).saturating_neg())
+            }
+            kind => Part::Message(Message {
+                kind,
+                family: *body.first()?,
+                attributes: body.get(GENERIC_BYTES..)?,
+            }),
+        };
+        Some((flags, sequence, part))
+    })
+}
+
+/// A socket in the network namespace of the thread that opened it.
+#[derive(Debug)]
+pub(crate) struct NfSocket {
+    socket: Socket,
+    sequence: u32,
+}
+
+impl AsFd for NfSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl NfSocket {
+    /// A socket for requests.
+    pub(crate) fn open() -> Result<Self> {
+        let fail = |e: io::Error| Error::new("open a netfilter socket", e);
+        let mut socket = Socket::new(NETLINK_NETFILTER).map_err(fail)?;
+        socket.bind_auto().map_err(fail)?;
+        socket.connect(&SocketAddr::new(0, 0)).map_err(fail)?;
+        let seconds = i64::try_from(ANSWER_TIMEOUT.as_secs()).unwrap_or(i64::MAX);
+        let limit = TimeVal::seconds(seconds);
+        setsockopt(&socket, sockopt::ReceiveTimeout, &limit).map_err(|e| fail(e.into()))?;
+        drop(socket.set_cap_ack(true));
+        Ok(Self {
+            socket,
+            sequence: 0,
+        })
+    }
+
+    /// A socket that hears a group and does not block.
+    pub(crate) fn listen(group: u32) -> Result<Self> {
+        let fail = |e: io::Error| Error::new("listen for netfilter notifications", e);
+        let mut socket = Socket::new(NETLINK_NETFILTER).map_err(fail)?;
+        socket.bind_auto().map_err(fail)?;
+        socket.add_membership(group).map_err(fail)?;
+        socket.set_non_blocking(true).map_err(fail)?;
+        Ok(Self {
+            socket,
+            sequence: 0,
+        })
+    }
+
+    /// One datagram of notifications; `None` when there is none.
+    pub(crate) fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<bool> {
+        buffer.clear();
+        buffer.reserve(RECEIVE_BYTES);
+        match self.socket.recv(buffer, 0) {
+            Ok(_) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn send(&mut self, op: &str, kind: u16, flags: u16, family: u8, body: &[u8]) -> Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let length = HEADER_BYTES + GENERIC_BYTES + body.len();
+        let mut datagram = Vec::with_capacity(length);
+        datagram.extend(u32::try_from(length).unwrap_or(u32::MAX).to_ne_bytes());
+        datagram.extend(kind.to_ne_bytes());
+        datagram.extend((flags | NLM_F_REQUEST).to_ne_bytes());
+        datagram.extend(self.sequence.to_ne_bytes());
+        datagram.extend([0; 4]);
+        datagram.extend([family, 0, 0, 0]);
+        datagram.extend(body);
+        let sent = self.socket.send(&datagram, 0);
+        sent.map(drop).map_err(|e| Error::new(op, e))
+    }
+
+    /// Sends a change and waits until the kernel has made it.
+    pub(crate) fn change(&mut self, op: &str, kind: u16, family: u8, body: &[u8]) -> Result<()> {
+        self.send(op, kind, NLM_F_ACK, family, body)?;
+        self.answers(op, |_| {}).map(drop)
+    }
+
+    /// Lists; calls `each` for every object. True when the list was interrupted by changes, so that
+    /// objects may be missing.
+    pub(crate) fn dump(
+        &mut self,
+        op: &str,
+        kind: u16,
+        family: u8,
+        body: &[u8],
+        each: impl FnMut(Message<'_>),
+    ) -> Result<bool> {
+        self.send(op, kind, NLM_F_DUMP, family, body)?;
+        self.answers(op, each)
+    }
+
+    fn answers(&mut self, op: &str, mut each: impl FnMut(Message<'_>)) -> Result<bool> {
+        let mut interrupted = false;
+        let mut buffer = Vec::new();
+        loop {
+            if !self.receive(&mut buffer).map_err(|e| Error::new(op, e))? {
+                return Err(Error::new(op, io::Error::from(io::ErrorKind::TimedOut)));
+            }
+            for (flags, sequence, part) in parts(&buffer) {
+                if sequence != self.sequence {
+                    continue;
+                }
+                interrupted |= flags & NLM_F_DUMP_INTR != 0;
+                match part {
+                    Part::Message(message) => each(message),
+                    Part::End(0) => return Ok(interrupted),
+                    Part::End(code) => {
+                        return Err(Error::new(op, io::Error::from_raw_os_error(code)));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Calls `each` for every message of a datagram of notifications.
+pub(crate) fn notifications(datagram: &[u8], mut each: impl FnMut(Message<'_>)) {
+    for (_, _, part) in parts(datagram) {
+        if let Part::Message(message) = part {
+            each(message);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_are_read_as_written() {
+        let mut bytes = Vec::new();
+        put(&mut bytes, 3, b"abc");
+        put_nested(&mut bytes, 4, |inner| put(inner, 1, &[7]));
+        put(&mut bytes, 5, &[]);
+        let read: Vec<(u16, &[u8])> = attributes(&bytes).collect();
+        assert_eq!(read.len(), 3);
+        assert_eq!(read[0], (3, b"abc".as_slice()));
+        assert_eq!(attribute(read[1].1, 1), Some([7].as_slice()));
+        assert_eq!(read[2], (5, [].as_slice()));
+    }
+
+    #[test]
+    fn broken_bytes_end_the_list() {
+        for length in 0..64_usize {
+            let bytes: Vec<u8> = (0..length)
+                .map(|i| u8::try_from(i * 37 % 251).unwrap())
+                .collect();
+            assert!(attributes(&bytes).count() <= length);
+            notifications(&bytes, |_| {});
+        }
+        assert_eq!(attributes(&[0, 0, 1, 0]).count(), 0);
+        assert_eq!(attributes(&[3, 0, 1, 0]).count(), 0);
+    }
+}
