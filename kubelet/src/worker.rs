@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
@@ -17,7 +17,7 @@ use crate::observed::Observed;
 use crate::plan::{self, View};
 use crate::pod::{self, PodId};
 use crate::probe::Kind as ProbeKind;
-use crate::soft::{Failure, Soft, Step};
+use crate::soft::{Soft, Step};
 use crate::volumes::Volumes;
 
 mod act;
@@ -27,15 +27,12 @@ mod messages;
 mod report;
 mod sandbox;
 mod start;
+mod task;
 #[cfg(test)]
 mod tests;
 
 /// Messages of one worker that may wait.
 const QUEUE: usize = 64;
-/// First and longest wait before a failed step is tried again.
-const RETRY_FIRST: SignedDuration = SignedDuration::from_millis(500);
-const RETRY_MAX: SignedDuration = SignedDuration::from_secs(30);
-
 /// What a worker is told.
 #[derive(Debug)]
 pub enum Msg {
@@ -213,6 +210,8 @@ impl Worker {
         }
         self.ctx.board.remove(&self.id.uid);
         self.ctx.api.release(&self.id.uid);
+        // Nobody may wait for a place in the queue of a worker that has ended.
+        drop(self.inbox);
         if ended.send(self.id.uid).await.is_err() {
             tracing::trace!("the manager has ended");
         }
@@ -335,35 +334,6 @@ impl Worker {
         self.spawn(|_| Outcome::Read);
     }
 
-    /// Does blocking `work` beside the worker and reads the facts after it.
-    fn spawn(&self, work: impl FnOnce(&Context) -> Outcome + Send + 'static) {
-        let (ctx, pod, counter) = (self.ctx.clone(), self.pod.clone(), self.counter.clone());
-        let queue = self.queue.clone();
-        tokio::spawn(async move {
-            let done = blocking(move || {
-                let outcome = work(&ctx);
-                let facts = read(&ctx, &pod, &counter);
-                Done { outcome, facts }
-            });
-            send(&queue, done.await).await;
-        });
-    }
-
-    /// Does `work` beside the worker; `with_facts` reads the facts after it.
-    fn spawn_async(&self, with_facts: bool, work: impl Future<Output = Outcome> + Send + 'static) {
-        let (ctx, pod, counter) = (self.ctx.clone(), self.pod.clone(), self.counter.clone());
-        let queue = self.queue.clone();
-        tokio::spawn(async move {
-            let outcome = work.await;
-            let facts = if with_facts {
-                blocking(move || read(&ctx, &pod, &counter)).await
-            } else {
-                None
-            };
-            send(&queue, Done { outcome, facts }).await;
-        });
-    }
-
     /// Failed steps are tried again at once.
     fn retry_now(&mut self) {
         let soft = &mut self.soft;
@@ -379,39 +349,6 @@ impl Worker {
             }
         }
     }
-}
-
-fn read(ctx: &Context, pod: &Pod, counter: &AtomicU64) -> Option<Facts> {
-    let number = counter.fetch_add(1, Ordering::SeqCst);
-    let id = PodId::of(pod);
-    match ctx.rt.pod(&id.uid) {
-        Ok(mut observed) => {
-            messages::fill_in(ctx, pod, &mut observed);
-            Some(Facts { number, observed })
-        }
-        Err(e) => {
-            tracing::warn!(pod = %id, error = %e, "cannot read the runtime's facts");
-            None
-        }
-    }
-}
-
-async fn send(queue: &mpsc::Sender<Msg>, done: Done) {
-    if queue.send(Msg::Done(Box::new(done))).await.is_err() {
-        tracing::trace!("a worker has ended");
-    }
-}
-
-/// The failed state of a step that failed `tries` times before, with a doubling wait.
-fn failed(reason: &'static str, message: String, tries: u32) -> Step {
-    let factor = 1i32 << tries.min(10);
-    let wait = (RETRY_FIRST * factor).min(RETRY_MAX);
-    Step::Failed(Failure {
-        reason,
-        message,
-        retry_at: Timestamp::now() + wait,
-        tries: tries + 1,
-    })
 }
 
 /// What the server shows of this pod.

@@ -169,13 +169,29 @@ fn attempt(shown: &Shown, container: &str, previous: bool) -> Option<u32> {
             let found = all.find(|s| s.name == container && s.container_id.is_some())?;
             u32::try_from(found.restart_count).ok()
         })?;
-    if previous {
+    if previous && !awaits_restart(shown, container) {
         return shown
             .observed
             .last_exit(container, latest)
             .map(|r| r.attempt);
     }
     Some(latest)
+}
+
+/// Whether the newest run is over and the next one has yet to start (back-off): the newest run is
+/// the previous one then, as the status says by its lastState.
+fn awaits_restart(shown: &Shown, container: &str) -> bool {
+    let status = &shown.status;
+    let mut all = status
+        .container_statuses
+        .iter()
+        .chain(&status.init_container_statuses)
+        .flatten();
+    all.find(|s| s.name == container).is_some_and(|s| {
+        let waiting = s.state.as_ref().is_some_and(|state| state.waiting.is_some());
+        let ended = s.last_state.as_ref();
+        waiting && ended.is_some_and(|state| state.terminated.is_some())
+    })
 }
 
 fn waiting_reason(shown: &Shown, container: &str) -> String {

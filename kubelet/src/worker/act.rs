@@ -2,7 +2,8 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Outcome, Worker, failed};
+use super::task::failed;
+use super::{Outcome, Worker};
 use crate::backoff::Backoff;
 use crate::events::Severity;
 use crate::observed::State;

@@ -3,7 +3,8 @@
 
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Outcome, Worker, send};
+use super::task::send;
+use super::{Outcome, Worker};
 use crate::events::Severity;
 use crate::pod::{self, Role};
 use crate::probe::Kind as ProbeKind;

@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 
-use super::{Outcome, Worker, failed};
+use super::task::failed;
+use super::{Outcome, Worker};
 use crate::checkpoint::{self, Checkpoint};
 use crate::cni::Attachment;
 use crate::context::{Context, host_file};
@@ -21,11 +22,30 @@ use crate::rt::SandboxSpec;
 use crate::soft::Step;
 use crate::volumes;
 
+/// What pods with a network of their own get, as from containerd 2 and CRI-O: ports below 1024 and ping
+/// need no privilege there.
+const SYSCTLS: [(&str, &str); 2] = [
+    ("net.ipv4.ip_unprivileged_port_start", "0"),
+    ("net.ipv4.ping_group_range", "0 2147483647"),
+];
+
 impl Worker {
     pub(super) fn begin_sandbox(&mut self) {
         self.soft.sandbox = Step::Running;
+        self.tell_host_ports();
         let pod = Arc::clone(&self.pod);
         self.spawn(move |ctx| Outcome::SandboxUp(up(ctx, &pod)));
+    }
+
+    fn tell_host_ports(&self) {
+        let containers = pod::app_containers(&self.pod).iter();
+        let mut ports = containers.flat_map(|c| c.ports.iter().flatten());
+        let wanted = ports.any(|p| p.host_port.is_some_and(|p| p > 0));
+        if wanted && !pod::host_network(&self.pod) {
+            let text =
+                "hostPort is not supported yet: the port is open at the pod's own address only";
+            self.event(None, Severity::Warning, "HostPortNotSupported", text);
+        }
     }
 
     pub(super) fn begin_sandbox_removal(&mut self) {
@@ -137,9 +157,15 @@ fn up(ctx: &Context, pod: &Pod) -> Result<Vec<IpAddr>, String> {
 
 /// Takes the sandbox and its network down. Nothing there is fine.
 pub(super) fn down(ctx: &Context, id: &PodId) -> Result<(), String> {
-    let sandbox = ctx.rt.remove_sandbox(&id.uid).map_err(|e| e.to_string());
-    let network = take_down_network(ctx, id);
-    sandbox.and(network)
+    // Both take their time in the kernel, and neither needs the other.
+    std::thread::scope(|scope| {
+        let network = scope.spawn(|| take_down_network(ctx, id));
+        let sandbox = ctx.rt.remove_sandbox(&id.uid).map_err(|e| e.to_string());
+        let network = network
+            .join()
+            .map_err(|_panic| "the call of the CNI plugin panicked".to_owned());
+        sandbox.and(network?)
+    })
 }
 
 fn take_down_network(ctx: &Context, id: &PodId) -> Result<(), String> {
@@ -178,11 +204,11 @@ fn sandbox_spec(ctx: &Context, pod: &Pod) -> SandboxSpec {
     let host_network = pod::host_network(pod);
     let context = spec.security_context.as_ref();
     let sysctls = context.and_then(|c| c.sysctls.as_ref());
-    let sysctls: BTreeMap<_, _> = sysctls
-        .into_iter()
-        .flatten()
-        .map(|s| (s.name.clone(), s.value.clone()))
-        .collect();
+    let own = sysctls.into_iter().flatten();
+    let own = own.map(|s| (s.name.clone(), s.value.clone()));
+    let defaults = SYSCTLS.iter().filter(|_| !host_network);
+    let defaults = defaults.map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+    let sysctls: BTreeMap<_, _> = defaults.chain(own).collect();
     let hostname = match (
         spec.set_hostname_as_fqdn,
         pod::fqdn(pod, &ctx.node.dns.domain),

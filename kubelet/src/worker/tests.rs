@@ -14,6 +14,7 @@ use crate::rt::fake::FakeRuntime;
 use crate::rt::{PodRuntime, RtEvent};
 
 mod cases;
+mod real;
 
 /// A pod network that gives every pod the same address, and counts.
 #[derive(Default)]
@@ -109,7 +110,7 @@ impl Lab {
             board: Arc::new(Board::default()),
         };
         let pod = crate::testing::pod(&spec.replace("IMAGE", "image: \"sample:1\""));
-        let (handle, ended) = start(&ctx, &pod, &rt);
+        let (handle, ended) = start(&ctx, &pod, &*rt);
         Self {
             rt,
             net,
@@ -127,7 +128,7 @@ impl Lab {
     fn restart(&mut self) {
         self.pod.status = Some(self.status());
         self.handle.task.take().unwrap().abort();
-        let (handle, ended) = start(&self.ctx, &self.pod, &self.rt);
+        let (handle, ended) = start(&self.ctx, &self.pod, &*self.rt);
         self.handle = handle;
         self.ended = ended;
     }
@@ -217,7 +218,7 @@ async fn until(condition: impl Fn() -> bool) -> bool {
         .is_ok()
 }
 
-fn start(ctx: &Context, pod: &Pod, rt: &FakeRuntime) -> (Handle, mpsc::Receiver<String>) {
+fn start(ctx: &Context, pod: &Pod, rt: &dyn PodRuntime) -> (Handle, mpsc::Receiver<String>) {
     let (ended, receiver) = mpsc::channel(1);
     let handle = spawn(ctx.clone(), Arc::new(pod.clone()), ended);
     let mut changes = rt.watch().unwrap();
