@@ -4,14 +4,17 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::io::Errno;
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
 use crate::protocol::{self, Reply, Request, SessionEvent, SessionRequest};
+use crate::state;
 
 /// Name of the socket in a sandbox's directory.
 pub(crate) const SOCKET: &str = "shim.sock";
@@ -24,6 +27,9 @@ pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct Connection {
     socket: OwnedFd,
+    /// The shim's life: when it is killed, processes that it was just making may hold the other end of
+    /// the socket for a while.
+    life: OwnedFd,
     /// What the connection is about, for messages.
     title: String,
     /// Exit code once it is known; held while waiting, so that one thread reads.
@@ -34,6 +40,13 @@ impl Connection {
     /// Connects to the shim of the sandbox in `dir`.
     fn open(dir: &Path, title: &str) -> Result<Self> {
         let fail = |e: Errno| Error::io(format!("{title}: reach the shim in {}", dir.display()), e);
+        let dead = || Error::shim(title, "the pod's shim is dead");
+        let shim = state::living_shim(dir)?.ok_or_else(dead)?;
+        let pid = Pid::from_raw(shim.pid).ok_or_else(dead)?;
+        let life = pidfd_open(pid, PidfdFlags::empty()).map_err(|_gone| dead())?;
+        if state::birth(shim.pid) != Some(shim.birth) {
+            return Err(dead());
+        }
         // A socket's path has 108 bytes; a state directory's may be longer.
         let at = File::open(dir).map_err(Error::path("open", dir))?;
         let path = format!("/proc/self/fd/{}/{SOCKET}", at.as_raw_fd());
@@ -44,25 +57,50 @@ impl Connection {
         connect(&socket, &address).map_err(fail)?;
         Ok(Self {
             socket,
+            life,
             title: title.to_owned(),
             exit: Mutex::new(None),
         })
     }
 
+    /// Waits for a message; absent time-out: for ever.
+    fn receive<T: DeserializeOwned>(&self, timeout: Option<Duration>) -> Result<(T, Vec<OwnedFd>)> {
+        let fail = |e: std::io::Error| Error::io(format!("{}: wait for the shim", self.title), e);
+        let dead = || Error::shim(&self.title, "the pod's shim died");
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        loop {
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            let left = left.map_or(PollTimeout::NONE, |left| {
+                PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+            });
+            let mut fds = [
+                PollFd::new(self.socket.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.life.as_fd(), PollFlags::POLLIN),
+            ];
+            match poll(&mut fds, left) {
+                Err(nix::Error::EINTR) => continue,
+                Ok(0) => return Err(fail(std::io::ErrorKind::TimedOut.into())),
+                other => other.map_err(|e| fail(e.into()))?,
+            };
+            // What the shim said before it died still counts.
+            if fds.first().and_then(PollFd::any).unwrap_or(false) {
+                return match protocol::receive(&self.socket) {
+                    Ok(Some(message)) => Ok(message),
+                    Ok(None) | Err(Errno::CONNRESET) => Err(dead()),
+                    Err(e) => Err(fail(e.into())),
+                };
+            }
+            return Err(dead());
+        }
+    }
+
     /// Sends the connection's first message and waits for its answer.
     fn ask(&self, request: &Request, timeout: Duration) -> Result<(Reply, Vec<OwnedFd>)> {
-        let fail = |e: Errno| match e {
-            Errno::AGAIN => {
-                Error::shim(&self.title, format!("no answer in {} s", timeout.as_secs()))
-            }
+        protocol::send(&self.socket, request, &[]).map_err(|e| match e {
             Errno::PIPE | Errno::CONNRESET => Error::shim(&self.title, "the pod's shim died"),
             e => Error::io(&self.title, e),
-        };
-        set_socket_timeout(&self.socket, Timeout::Recv, Some(timeout)).map_err(fail)?;
-        protocol::send(&self.socket, request, &[]).map_err(fail)?;
-        let answer = protocol::receive(&self.socket).map_err(fail)?;
-        set_socket_timeout(&self.socket, Timeout::Recv, None).map_err(fail)?;
-        answer.ok_or_else(|| Error::shim(&self.title, "the pod's shim died"))
+        })?;
+        self.receive(Some(timeout))
     }
 
     /// Sends a message of a session.
@@ -77,20 +115,9 @@ impl Connection {
         if let Some(code) = *exit {
             return Ok(code);
         }
-        match protocol::receive::<SessionEvent>(&self.socket) {
-            Ok(Some((SessionEvent::Exited { code }, _))) => {
-                *exit = Some(code);
-                Ok(code)
-            }
-            Ok(None) => Err(Error::shim(&self.title, "the pod's shim died")),
-            Err(e) => Err(Error::io(format!("{}: wait for the shim", self.title), e)),
-        }
-    }
-}
-
-impl AsFd for Connection {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.socket.as_fd()
+        let (SessionEvent::Exited { code }, _) = self.receive(None)?;
+        *exit = Some(code);
+        Ok(code)
     }
 }
 
