@@ -122,7 +122,7 @@ impl Hierarchies {
     /// Kills every process in group `path` or below it and waits until they are gone.
     ///
     /// # Errors
-    /// `ETIMEDOUT` when some outlive [`KILL_TIMEOUT`].
+    /// `ETIMEDOUT` when some outlive ten seconds.
     pub fn kill_all(&self, path: &str) -> Result<()> {
         let deadline = Instant::now() + KILL_TIMEOUT;
         loop {
