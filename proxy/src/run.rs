@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -90,6 +91,30 @@ fn rules() -> Result<Vec<(Family, Iptables)>> {
     Ok(all)
 }
 
+/// Where objects come from, found usable.
+enum Source {
+    Manifests(PathBuf),
+    ApiServer(client::Client),
+}
+
+impl Source {
+    async fn open(from: &From) -> Result<Self> {
+        match from {
+            From::Manifests(dir) => {
+                std::fs::read_dir(dir)
+                    .with_context(|| format!("--manifests {}", dir.display()))?;
+                Ok(Self::Manifests(dir.clone()))
+            }
+            From::ApiServer(kubeconfig) => {
+                let client = client::Client::connect(kubeconfig.as_deref())
+                    .await
+                    .context("use the kubeconfig")?;
+                Ok(Self::ApiServer(client))
+            }
+        }
+    }
+}
+
 /// Takes away all rules, and the addresses of cluster DNS.
 ///
 /// # Errors
@@ -111,6 +136,8 @@ pub fn cleanup(config: &Config) -> Result<()> {
 /// # Errors
 /// Something that is needed from the start is not there.
 pub async fn run(config: Config) -> Result<()> {
+    // First what may be wrong in the flags, so that a refusal has changed nothing on the node.
+    let source = Source::open(&config.from).await?;
     let local = Local::observe(&config)?;
     let health = Arc::new(Health::new(config.sync_period * 2));
     let metrics = Arc::new(Metrics::default());
@@ -149,12 +176,9 @@ pub async fn run(config: Config) -> Result<()> {
         ))),
     };
     tokio::spawn(rescan(local, messages.clone()));
-    match &config.from {
-        From::Manifests(dir) => watch::manifests(dir, sink)?,
-        From::ApiServer(kubeconfig) => {
-            let client = client::Client::connect(kubeconfig.as_deref())
-                .await
-                .context("use the kubeconfig")?;
+    match source {
+        Source::Manifests(dir) => watch::manifests(&dir, sink)?,
+        Source::ApiServer(client) => {
             let node = config.node_name.clone();
             let for_dns = !config.dns_ips.is_empty();
             tokio::spawn(async move { watch::api_server(client, &node, for_dns, sink).await });
