@@ -188,7 +188,10 @@ fn awaits_restart(shown: &Shown, container: &str) -> bool {
         .chain(&status.init_container_statuses)
         .flatten();
     all.find(|s| s.name == container).is_some_and(|s| {
-        let waiting = s.state.as_ref().is_some_and(|state| state.waiting.is_some());
+        let waiting = s
+            .state
+            .as_ref()
+            .is_some_and(|state| state.waiting.is_some());
         let ended = s.last_state.as_ref();
         waiting && ended.is_some_and(|state| state.terminated.is_some())
     })

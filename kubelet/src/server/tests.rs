@@ -282,6 +282,25 @@ async fn logs_of_this_run_and_the_one_before() {
 }
 
 #[tokio::test]
+async fn in_back_off_the_previous_run_is_the_newest() {
+    let lab = Lab::new().await;
+    std::fs::write(lab.log(2), line(1, "boom")).unwrap();
+    let status = r#"{"containerStatuses": [{"name": "c", "image": "", "imageID": "", "ready": false,
+        "restartCount": 2, "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+        "lastState": {"terminated": {"exitCode": 1}}}]}"#;
+    let shown = Shown {
+        pod: Arc::new(pod("p: {}")),
+        observed: Arc::new(observed("c#2=1")),
+        status: Arc::new(serde_json::from_str(status).unwrap()),
+    };
+    lab.ctx.board.show("uid-p", shown);
+    for query in ["", "?previous=true"] {
+        let answer = lab.get(&format!("/containerLogs/default/p/c{query}")).await;
+        assert_eq!(answer, (200, "boom\n".to_owned()), "{query}");
+    }
+}
+
+#[tokio::test]
 async fn a_follower_sees_new_lines_a_rotated_file_and_the_end() {
     use std::io::Write;
     let lab = Lab::new().await;
