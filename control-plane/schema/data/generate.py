@@ -10,7 +10,7 @@ types.txt: one line per type and field, tab separated, read by src/types.rs.
     T<TAB>type name<TAB>type flags
     <TAB>JSON name<TAB>protobuf tag or -<TAB>shape<TAB>flags
 shape: [ (list) or { (map of string) before one of
-    s string  i integer  b boolean  n double  y bytes  q Quantity  x IntOrString  t Time  u MicroTime
+    s string  i int32  j int64  b boolean  n double  y bytes  q Quantity  x IntOrString  t Time  u MicroTime
     d Duration  r any JSON (RawExtension)  f FieldsV1  @TYPE a type of this file
 flags: ! required | ~ the message's fields stand inline in JSON | l=atomic, l=set, l=map:KEYS (list type)
     | m=atomic (map type) | p=STRATEGIES (patch strategy) | k=KEY (patch merge key) | e= (enum values, comma separated)
@@ -98,6 +98,8 @@ def shape(node, todo):
         return 'r'
     if kind == 'string':
         return {'byte': 'y', 'date-time': 't'}.get(node.get('format'), 's')
+    if kind == 'integer' and node.get('format') == 'int64':
+        return 'j'
     return {'integer': 'i', 'boolean': 'b', 'number': 'n'}.get(kind, 'r')
 
 def flags(name, node, required):

@@ -155,11 +155,14 @@ fn check_one(
 ) -> Result<(), String> {
     let fits = match field.shape {
         Shape::Str => value.is_string(),
-        Shape::Int => value.is_i64() || value.is_u64(),
+        Shape::Int => value.as_i64().is_some_and(|n| i32::try_from(n).is_ok()),
+        Shape::Long => value.is_i64(),
         Shape::Bool => value.is_boolean(),
         Shape::Num => value.is_number(),
         Shape::Any | Shape::FieldsV1 => true,
-        Shape::IntOrString => value.is_i64() || value.is_string(),
+        Shape::IntOrString => {
+            value.is_string() || value.as_i64().is_some_and(|n| i32::try_from(n).is_ok())
+        }
         Shape::Duration => value.is_string(),
         Shape::Quantity => return check_quantity(value),
         Shape::Bytes => return check_bytes(value),
@@ -232,7 +235,8 @@ fn check_time(value: &Value) -> Result<(), String> {
 fn mismatch(owner: &Type, path: &[String], value: &Value, go_type: &str) -> String {
     let short = owner.name.rsplit('.').next().unwrap_or(owner.name);
     let shown = match value {
-        Value::Number(n) if n.is_f64() => format!("number {n}"),
+        // The number is shown when it is the value, not the type, that does not fit.
+        Value::Number(n) if go_type.starts_with("int") => format!("number {n}"),
         other => json_type(other).to_owned(),
     };
     format!(
@@ -245,6 +249,7 @@ fn go_type(field: &Field) -> String {
     match field.shape {
         Shape::Str | Shape::Duration | Shape::Time | Shape::MicroTime => "string".to_owned(),
         Shape::Int => "int32".to_owned(),
+        Shape::Long => "int64".to_owned(),
         Shape::Bool => "bool".to_owned(),
         Shape::Num => "float64".to_owned(),
         Shape::Bytes => "[]uint8".to_owned(),
@@ -296,7 +301,12 @@ fn normalize_object(schema: &'static Type, value: &mut Value, top: bool) {
         match (field.card, value) {
             (Card::One, value) => normalize_one(field, value),
             (Card::List, Value::Array(items)) => {
-                items.iter_mut().for_each(|item| normalize_one(field, item));
+                for item in items {
+                    if item.is_null() {
+                        *item = zero(field.shape);
+                    }
+                    normalize_one(field, item);
+                }
             }
             (Card::Map, Value::Object(items)) => {
                 items.retain(|_, item| field.shape == Shape::Any || !item.is_null());
@@ -306,6 +316,18 @@ fn normalize_object(schema: &'static Type, value: &mut Value, top: bool) {
             }
             _ => {}
         }
+    }
+}
+
+/// What Go makes of a null in a list.
+fn zero(shape: Shape) -> Value {
+    match shape {
+        Shape::Object(_) => Value::Object(serde_json::Map::new()),
+        Shape::Int | Shape::Long | Shape::IntOrString | Shape::Num => 0.into(),
+        Shape::Bool => false.into(),
+        Shape::Quantity => "0".into(),
+        Shape::Str | Shape::Bytes | Shape::Duration => "".into(),
+        Shape::Time | Shape::MicroTime | Shape::Any | Shape::FieldsV1 => Value::Null,
     }
 }
 

@@ -153,7 +153,7 @@ fn decode_message(
                 let Value::Array(list) = list else { continue };
                 match (&item, field.shape) {
                     // Packed numbers.
-                    (Item::Bytes(bytes), Shape::Int) => {
+                    (Item::Bytes(bytes), Shape::Int | Shape::Long) => {
                         for value in wire::varints(bytes) {
                             list.push(Value::from(value?.cast_signed()));
                         }
@@ -221,7 +221,7 @@ fn decode_one(
         (Shape::Bytes, Item::Bytes(bytes)) => {
             Value::String(base64::engine::general_purpose::STANDARD.encode(bytes))
         }
-        (Shape::Int, Item::Varint(number)) => Value::from(number.cast_signed()),
+        (Shape::Int | Shape::Long, Item::Varint(number)) => Value::from(number.cast_signed()),
         (Shape::Bool, Item::Varint(number)) => Value::Bool(*number != 0),
         (Shape::Num, Item::Fixed64(bits)) => Value::from(f64::from_bits(*bits)),
         (Shape::Quantity, Item::Bytes(bytes)) => first_string(bytes, field.name)?,
@@ -361,7 +361,9 @@ fn means_unset(schema: &Type, field: &Field, value: &Value) -> bool {
         Value::Null => true,
         Value::String(text) => text.is_empty() && !EMPTY_STRING_MATTERS.contains(&field.name),
         Value::Object(map) => map.is_empty() && VALUE_MESSAGES.contains(&field.name),
-        Value::Number(number) => number.as_i64() == Some(0) && field.shape == Shape::Int && scalar,
+        Value::Number(number) => {
+            number.as_i64() == Some(0) && matches!(field.shape, Shape::Int | Shape::Long) && scalar
+        }
         Value::Bool(flag) => !flag && scalar,
         Value::Array(_) => false,
     }

@@ -74,8 +74,10 @@ pub enum Card {
 pub enum Shape {
     /// A string.
     Str,
-    /// An integer.
+    /// A 32-bit integer.
     Int,
+    /// A 64-bit integer.
+    Long,
     /// A boolean.
     Bool,
     /// A double.
@@ -253,6 +255,7 @@ fn parse_shape(text: &str, index: &BTreeMap<&'static str, usize>) -> Shape {
     match text {
         "s" => Shape::Str,
         "i" => Shape::Int,
+        "j" => Shape::Long,
         "b" => Shape::Bool,
         "n" => Shape::Num,
         "y" => Shape::Bytes,

@@ -47,6 +47,16 @@ fn wrong_types_are_refused_in_gos_words() {
         check(json!({"spec": {"template": {"spec": {"containers": {}}}}})),
         "json: cannot unmarshal object into Go struct field PodSpec.spec.template.spec.containers of type []v1.Container"
     );
+    assert_eq!(
+        check(json!({"spec": {"replicas": 5_000_000_000_i64}})),
+        "json: cannot unmarshal number 5000000000 into Go struct field DeploymentSpec.spec.replicas of type int32"
+    );
+    assert_eq!(
+        check(json!({"spec": {"replicas": 1.5}})),
+        "json: cannot unmarshal number 1.5 into Go struct field DeploymentSpec.spec.replicas of type int32"
+    );
+    let seconds = json!({"template": {"spec": {"activeDeadlineSeconds": 5_000_000_000_i64}}});
+    assert_eq!(check_types(deployment(), &json!({"spec": seconds})), Ok(()));
     let resources = json!({"requests": {"cpu": "lots"}});
     assert!(
         check(json!({"spec": {"template": {"spec": {"containers": [{"resources": resources}]}}}}))
