@@ -178,7 +178,7 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        for path in self.pods.iter().chain([&self.node.path()]) {
+        for path in self.pods.iter().chain([&self.dir.join("node")]) {
             if let Err(error) = NetNs::remove(path) {
                 crate::say(&format!("{error}"));
             }

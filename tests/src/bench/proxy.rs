@@ -38,7 +38,10 @@ struct Lab {
 
 impl Lab {
     fn new(services: usize) -> Result<Self> {
-        let dir = std::env::temp_dir().join(format!("seaway-bench-{}-proxy", std::process::id()));
+        let dir = std::env::temp_dir().join(format!(
+            "seaway-bench-{}-proxy{services}",
+            std::process::id()
+        ));
         std::fs::create_dir_all(dir.join("manifests"))?;
         let node = NetNs::create(dir.join("node"))?;
         let mut kernel = Kernel::open_in(NetNs::open(node.path())?)?;
@@ -119,7 +122,7 @@ impl Lab {
         let daemon = Daemon {
             program: program.to_owned(),
             args: args.to_vec(),
-            netns: Some(self.node.path()),
+            netns: Some(self.dir.join("node")),
             log: Some(self.dir.join("log")),
             ..Daemon::default()
         };
@@ -174,7 +177,7 @@ impl Drop for Lab {
                 drop(proxy.wait());
             }
         }
-        if let Err(error) = NetNs::remove(self.node.path()) {
+        if let Err(error) = NetNs::remove(self.dir.join("node")) {
             crate::say(&error.to_string());
         }
         if let Err(error) = std::fs::remove_dir_all(&self.dir) {
