@@ -59,9 +59,12 @@ impl Source {
         file.seek(SeekFrom::Start(0))
             .map_err(Error::path("read", path))?;
         let places = index(&file).map_err(|e| {
+            // The reader of archives puts whatever it met into its message: only the first line.
+            let why = e.to_string();
+            let why = why.lines().next().unwrap_or_default();
             Error::image(
                 path.display().to_string(),
-                format!("not a tar archive: {e}"),
+                format!("not a tar archive: {why}"),
             )
         })?;
         Ok(Self::Archive {

@@ -430,6 +430,10 @@ fn broken_images_are_refused_and_leave_nothing() {
             .to_string()
             .contains("not a tar archive")
     );
+    fs::write(&archive, "a line of text\n".repeat(100)).unwrap();
+    let told = store.load(&archive).unwrap_err().to_string();
+    assert!(told.contains("not a tar archive"), "{told}");
+    assert_eq!(told.lines().count(), 1, "{told}");
     assert!(store.load(Path::new("/nowhere/at/all")).is_err());
 }
 
