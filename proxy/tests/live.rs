@@ -305,7 +305,7 @@ fn bad_flags_end_with_one_line() {
                 "--metrics-bind-address",
                 "",
             ],
-            "proxy: --manifests /nonexistent: watch it: No such file",
+            "proxy: --manifests /nonexistent: No such file",
         ),
         (
             &[
