@@ -138,6 +138,13 @@ fn check(options: &Options) -> Result<()> {
             [first, second] if first.is_ipv4() != second.is_ipv4() => {}
             _ => bail!("{flag}: give one range, or one of IPv4 and one of IPv6"),
         }
+        for range in ranges {
+            let bits = if range.is_ipv4() { 32 } else { 128 };
+            if range.prefix() + 2 > bits {
+                let least = bits - 2;
+                bail!("{flag} {range}: too small, the prefix length is at most /{least}");
+            }
+        }
     }
     if options.node_ports.is_empty() {
         bail!("--service-node-port-range: the first port is above the last");

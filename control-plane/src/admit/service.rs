@@ -26,6 +26,7 @@ pub async fn admit(
     let name = text(service, "/metadata/name").to_owned();
     let invalid = |error: FieldError| ApiError::invalid(kind, &name, &[error]);
     if let Some(old) = old {
+        unchanged(old, service).map_err(invalid)?;
         carry_over(old, service);
     }
     let before = old.map(keys).unwrap_or_default();
@@ -88,6 +89,30 @@ fn has_node_ports(service: &Value) -> bool {
         }
         _ => false,
     }
+}
+
+/// Refuses another cluster address for a Service that has one.
+fn unchanged(old: &Value, new: &Value) -> std::result::Result<(), FieldError> {
+    let external = |service: &Value| text(service, "/spec/type") == "ExternalName";
+    if external(old) || external(new) {
+        return Ok(());
+    }
+    let was = texts(old, "/spec/clusterIPs");
+    let refuse = |index: usize, ip: &str| {
+        let field = format!("spec.clusterIPs[{index}]");
+        FieldError::invalid(&field, &json!([ip]), "may not change once set")
+    };
+    let first = text(new, "/spec/clusterIP");
+    if !first.is_empty() && was.first().is_some_and(|ip| *ip != first) {
+        return Err(refuse(0, first));
+    }
+    let is = texts(new, "/spec/clusterIPs");
+    for (index, (was, is)) in was.iter().zip(is).enumerate() {
+        if !is.is_empty() && *was != is {
+            return Err(refuse(index, is));
+        }
+    }
+    Ok(())
 }
 
 /// A client that leaves out what was allocated to it keeps it.

@@ -56,6 +56,31 @@ fn run(dir: &Path, port: u16) -> Program {
     Program(child)
 }
 
+#[test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what the program prints when it fails is what is tested"
+)]
+fn a_range_without_addresses_is_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    for (flag, range) in [
+        ("--service-cidr", "10.0.0.0"),
+        ("--cluster-cidr", "fd00::/127"),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_control-plane"))
+            .arg("run")
+            .arg("--data-dir")
+            .arg(dir.path())
+            .args(["--advertise-address", "127.0.0.1", flag, range])
+            .output()
+            .unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        assert_eq!(told.lines().count(), 1, "{told}");
+        assert!(told.contains(flag), "{told}");
+    }
+}
+
 /// A client for the program once it answers.
 async fn ready(dir: &Path) -> kube::Client {
     let deadline = Instant::now() + PATIENCE;

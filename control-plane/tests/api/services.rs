@@ -171,6 +171,19 @@ async fn explicit_choices() {
         (code, &headless["spec"]["clusterIPs"]),
         (201, &json!(["None"]))
     );
+    for spec in [
+        json!({"clusterIP": "10.96.0.11"}),
+        json!({"clusterIP": "None"}),
+        json!({"clusterIPs": ["10.96.0.10", "fd00:10:96::b"]}),
+    ] {
+        let patch = json!({"spec": spec});
+        let (code, status) = lab.patch(&format!("{SERVICES}/dns"), "merge", patch).await;
+        let message = status["message"].as_str().unwrap_or("");
+        assert!(
+            code == 422 && message.contains("may not change once set"),
+            "{code} {message}"
+        );
+    }
     check(&lab).await;
 }
 
