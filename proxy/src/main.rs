@@ -38,7 +38,11 @@ fn start(args: &Args) -> Result<()> {
 fn init_log(filter: &str) -> Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_new(filter)
         .with_context(|| format!("--log-level: {filter:?}"))?
-        .add_directive(client::LOG_DIRECTIVE.parse().context("the client's log directive")?);
+        .add_directive(
+            client::LOG_DIRECTIVE
+                .parse()
+                .context("the client's log directive")?,
+        );
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -101,8 +101,7 @@ impl Source {
     async fn open(from: &From) -> Result<Self> {
         match from {
             From::Manifests(dir) => {
-                std::fs::read_dir(dir)
-                    .with_context(|| format!("--manifests {}", dir.display()))?;
+                std::fs::read_dir(dir).with_context(|| format!("--manifests {}", dir.display()))?;
                 Ok(Self::Manifests(dir.clone()))
             }
             From::ApiServer(kubeconfig) => {
