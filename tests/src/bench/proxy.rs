@@ -25,8 +25,12 @@ const ENDPOINTS: usize = 10;
 const CHANGES: usize = 20;
 /// Connections of one throughput sample.
 const CONNECTIONS: usize = 500;
+/// Where the servers are asked directly.
+const DIRECT_PORT: u16 = 8081;
 /// The service whose traffic is looked at.
 const VIP: &str = "10.96.0.99:80";
+/// One connection; longer than the first retransmission of a lost SYN.
+const ASK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Programming a size takes at most this.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -54,6 +58,8 @@ impl Lab {
         for ip in ["10.99.0.1", "10.99.0.2"] {
             kernel.add_addr("lo", &Addr::new(format!("{ip}/32").parse()?))?;
             lab.serve(format!("{ip}:8080").parse()?)?;
+            // Another port for direct connections: their ports must not meet those behind the rules.
+            lab.serve(format!("{ip}:{DIRECT_PORT}").parse()?)?;
         }
         // Any address works as destination once there is a route; the rules decide where it goes.
         kernel.add_addr("lo", &Addr::new("192.168.77.2/32".parse()?))?;
@@ -132,8 +138,8 @@ impl Lab {
 
     /// Who answers at `address`, asked once over a new connection.
     fn ask(address: SocketAddr) -> Result<String> {
-        let mut stream = TcpStream::connect_timeout(&address, Duration::from_millis(500))?;
-        stream.set_read_timeout(Some(Duration::from_millis(500)))?;
+        let mut stream = TcpStream::connect_timeout(&address, ASK_TIMEOUT)?;
+        stream.set_read_timeout(Some(ASK_TIMEOUT))?;
         let mut text = String::new();
         stream.read_to_string(&mut text)?;
         Ok(text)
@@ -228,7 +234,7 @@ pub fn run() -> Result<Vec<Figure>> {
         let megabytes = f64::from(kilobytes) / 1e3;
         let note = format!("{ENDPOINTS} endpoints each");
         figures.push(Figure::of("proxy.iptables.rss_mb", "MB", &[megabytes], note).size(size));
-        let direct: SocketAddr = format!("{}:8080", ends[(CHANGES) % 2]).parse()?;
+        let direct: SocketAddr = format!("{}:{DIRECT_PORT}", ends[CHANGES % 2]).parse()?;
         let mut ratios = Vec::new();
         for _ in 0..5 {
             ratios.push(lab.throughput(VIP.parse()?)? / lab.throughput(direct)?);
