@@ -1,6 +1,7 @@
 //! From a pod's container to what the runtime gets: arguments, mounts, user, privileges, limits. Pure but for
 //! the directories `files` makes.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSecurityContext, SecurityContext};
@@ -28,6 +29,14 @@ pub enum Error {
         name: String,
         /// The path.
         path: String,
+    },
+    /// A subPathExpr with a variable the container does not have.
+    #[error("volumeMount \"{name}\": subPathExpr: missing value for \"{variable}\"")]
+    SubPathExpr {
+        /// The volume.
+        name: String,
+        /// The variable.
+        variable: String,
     },
     /// No program to run.
     #[error("no command specified: neither the container nor the image \"{0}\" names one")]
@@ -144,7 +153,19 @@ fn mounts(
         let Some(volume) = volumes.paths.get(&mount.name) else {
             return Err(Error::NoVolume(mount.name.clone()));
         };
-        let expr = mount.sub_path_expr.as_deref().map(|e| expand(e, get));
+        let missing = RefCell::new(None);
+        let noted = |variable: &str| {
+            let value = get(variable);
+            if value.is_none() {
+                missing.replace(Some(variable.to_owned()));
+            }
+            value
+        };
+        let expr = mount.sub_path_expr.as_deref().map(|e| expand(e, noted));
+        if let Some(variable) = missing.into_inner() {
+            let name = mount.name.clone();
+            return Err(Error::SubPathExpr { name, variable });
+        }
         let sub = expr.or(mount.sub_path.clone()).filter(|s| !s.is_empty());
         let source = match sub {
             None => volume.path.clone(),

@@ -79,6 +79,11 @@ fn mounts_and_sub_paths() {
     assert!(hosts.unwrap().read_only && more == 0);
     let bad = one("volumeMounts: [{name: e, mountPath: /d, subPath: \"../x\"}]");
     assert!(matches!(spec_of(&bad), Err(Error::SubPath { .. })));
+    let bad = one("volumeMounts: [{name: e, mountPath: /d, subPathExpr: \"a$(NOPE)\"}]");
+    assert_eq!(
+        spec_of(&bad).unwrap_err().to_string(),
+        "volumeMount \"e\": subPathExpr: missing value for \"NOPE\""
+    );
     let bad = one("volumeMounts: [{name: zz, mountPath: /d}]");
     assert_eq!(spec_of(&bad), Err(Error::NoVolume("zz".into())));
 }
