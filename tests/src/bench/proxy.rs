@@ -23,8 +23,9 @@ const SIZES: [usize; 2] = [100, 1000];
 const ENDPOINTS: usize = 10;
 /// Changes measured.
 const CHANGES: usize = 20;
-/// Connections of one throughput sample.
+/// Connections of one throughput sample, and samples.
 const CONNECTIONS: usize = 500;
+const THROUGHPUT_RUNS: usize = 5;
 /// Where the servers are asked directly.
 const DIRECT_PORT: u16 = 8081;
 /// The service whose traffic is looked at.
@@ -163,15 +164,19 @@ impl Lab {
         result.with_context(|| std::fs::read_to_string(self.dir.join("log")).unwrap_or_default())
     }
 
-    /// New connections per second to `address`.
-    fn throughput(&self, address: SocketAddr) -> Result<f64> {
-        self.node.run(|| -> Result<f64> {
+    /// New connections per second to `address`, and how many did not come about.
+    fn throughput(&self, address: SocketAddr) -> Result<(f64, usize)> {
+        Ok(self.node.run(|| {
             let start = Instant::now();
-            for _ in 0..CONNECTIONS {
-                Self::ask(address)?;
-            }
-            Ok(f64::from(u32::try_from(CONNECTIONS)?) / start.elapsed().as_secs_f64())
-        })?
+            let made = (0..CONNECTIONS)
+                .filter(|_| Self::ask(address).is_ok())
+                .count();
+            let seconds = start.elapsed().as_secs_f64();
+            (
+                u32::try_from(made).map(f64::from).unwrap_or_default() / seconds,
+                CONNECTIONS - made,
+            )
+        })?)
     }
 }
 
@@ -235,11 +240,17 @@ pub fn run() -> Result<Vec<Figure>> {
         let note = format!("{ENDPOINTS} endpoints each");
         figures.push(Figure::of("proxy.iptables.rss_mb", "MB", &[megabytes], note).size(size));
         let direct: SocketAddr = format!("{}:{DIRECT_PORT}", ends[CHANGES % 2]).parse()?;
-        let mut ratios = Vec::new();
-        for _ in 0..5 {
-            ratios.push(lab.throughput(VIP.parse()?)? / lab.throughput(direct)?);
+        let (mut ratios, mut lost) = (Vec::new(), [0, 0]);
+        for _ in 0..THROUGHPUT_RUNS {
+            let (through, lost_through) = lab.throughput(VIP.parse()?)?;
+            let (directly, lost_directly) = lab.throughput(direct)?;
+            ratios.push(through / directly);
+            lost = [lost[0] + lost_through, lost[1] + lost_directly];
         }
-        let note = "new connections per second, one client";
+        let note = format!(
+            "new connections per second, one client; not made: {} through the Service, {} directly",
+            lost[0], lost[1]
+        );
         figures
             .push(Figure::of("proxy.iptables.vip_over_direct", "ratio", &ratios, note).size(size));
     }
