@@ -13,6 +13,7 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
 use crate::error::{Error, Result};
+use crate::shim::start::own_cgroup;
 use crate::state::{self, ContainerFile, Root, SandboxFile};
 use crate::types::{ContainerState, Exit};
 
@@ -60,6 +61,9 @@ pub(crate) fn sandbox(root: &Root, groups: &Hierarchies, id: &str) -> Result<()>
         .flatten()
     {
         end_shim(&shim)?;
+    }
+    if let Some(file) = &file {
+        groups.kill_all(&own_cgroup(&file.spec.cgroup_parent))?;
     }
     for container in state::subdirs(&dir.join("containers")) {
         self::container(groups, &state::container_dir(&dir, &container))?;
@@ -145,11 +149,16 @@ pub(crate) fn settle_locked(dir: &Path) -> Result<()> {
         return Ok(());
     };
     let groups = Hierarchies::detect()?;
+    let file: Option<SandboxFile> = state::read(&dir.join("sandbox.json"))?;
+    if let Some(file) = &file {
+        // Before the containers': what it was just making must not enter theirs any more.
+        groups.kill_all(&own_cgroup(&file.spec.cgroup_parent))?;
+    }
     for name in state::subdirs(&dir.join("containers")) {
         lose(&groups, &state::container_dir(dir, &name))?;
     }
     if shim.pause.is_some()
-        && let Some(file) = state::read::<SandboxFile>(&dir.join("sandbox.json"))?
+        && let Some(file) = &file
     {
         groups.kill_all(&file.spec.cgroup_parent)?;
     }

@@ -22,8 +22,8 @@ use serde::{Deserialize, Serialize};
 /// Largest message. Requests hold ids and numbers, replies at most an error's text.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 10;
 
-/// Most file descriptors with one message: the three standard streams.
-const FDS_MAX: usize = 3;
+/// Most file descriptors with one message: the three standard streams and the terminal.
+const FDS_MAX: usize = 4;
 
 /// First message of a connection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,7 +95,7 @@ pub enum Request {
 pub enum Reply {
     /// Done.
     Done,
-    /// A session begins; the file descriptors come in the order standard input, output, error.
+    /// A session begins; the file descriptors come in the order of the fields.
     Session {
         /// Standard input is among the file descriptors.
         stdin: bool,
@@ -103,6 +103,8 @@ pub enum Reply {
         stdout: bool,
         /// Standard error is.
         stderr: bool,
+        /// The terminal is, for setting its size.
+        terminal: bool,
     },
     /// The container is not there.
     NotFound,
@@ -122,13 +124,6 @@ pub enum Reply {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case")]
 pub enum SessionRequest {
-    /// Set the size of the terminal.
-    Resize {
-        /// Columns.
-        width: u16,
-        /// Rows.
-        height: u16,
-    },
     /// Kill the program of an exec session.
     Kill,
 }

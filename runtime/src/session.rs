@@ -2,8 +2,10 @@
 
 use std::os::fd::OwnedFd;
 
+use rustix::termios::{Winsize, tcsetwinsize};
+
 use crate::client::Connection;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::protocol::SessionRequest;
 
 /// The streams and the end of a program started by [`crate::Runtime::exec`], or of a container's own
@@ -20,6 +22,7 @@ pub struct ExecSession {
     pub stdout: Option<OwnedFd>,
     /// Standard error, for reading; none with a terminal.
     pub stderr: Option<OwnedFd>,
+    pub(crate) terminal: Option<OwnedFd>,
     pub(crate) control: Connection,
 }
 
@@ -36,9 +39,18 @@ impl ExecSession {
     /// Sets the size of the terminal, in characters. Without a terminal nothing happens.
     ///
     /// # Errors
-    /// The pod's shim died.
+    /// The kernel refuses.
     pub fn resize(&self, width: u16, height: u16) -> Result<()> {
-        self.control.tell(&SessionRequest::Resize { width, height })
+        let Some(terminal) = &self.terminal else {
+            return Ok(());
+        };
+        let size = Winsize {
+            ws_row: height,
+            ws_col: width,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        tcsetwinsize(terminal, size).map_err(|e| Error::io("set the size of a terminal", e))
     }
 
     /// Kills the program (not the container of an attach session). Already ended is fine.

@@ -42,10 +42,17 @@ impl Runtime {
         };
         let made = ask(&sandbox_dir, &title, &spec.id, &request, ANSWER_TIMEOUT);
         if let Err(e) = made {
-            destroy::container(&self.inner.groups, &dir)?;
+            self.clear(sandbox_id, &dir)?;
             return Err(e);
         }
         Ok(())
+    }
+
+    /// Takes away what is left of a container.
+    fn clear(&self, sandbox_id: &str, dir: &Path) -> Result<()> {
+        // Where the shim died, what it has left comes first.
+        destroy::settle(&self.inner.root, sandbox_id)?;
+        destroy::container(&self.inner.groups, dir)
     }
 
     /// Writes the files of a container from which the shim makes it.
@@ -160,7 +167,7 @@ impl Runtime {
         let request = Request::Remove { id: id.to_owned() };
         // Taken down from here where the shim is gone or has not managed to.
         drop(self.ask(id, "remove", request, ANSWER_TIMEOUT));
-        destroy::container(&self.inner.groups, &dir)?;
+        self.clear(&file.sandbox_id, &dir)?;
         if self.inner.root.sandbox(&file.sandbox_id).exists() {
             state::announce(&self.inner.root, &file.sandbox_id)?;
         }
@@ -279,20 +286,27 @@ impl Runtime {
         let (control, reply, fds) = ask(&dir, &title, id, &request, timeout)?;
         let mut fds = fds.into_iter();
         let mut take = |there: bool| -> Option<OwnedFd> { if there { fds.next() } else { None } };
-        let (stdin, stdout, stderr) = match reply {
-            Reply::Session {
-                stdin,
-                stdout,
-                stderr,
-            } => (take(stdin), take(stdout), take(stderr)),
-            Reply::Done | Reply::NotFound | Reply::State { .. } | Reply::Failed { .. } => {
-                (None, None, None)
-            }
+        let Reply::Session {
+            stdin,
+            stdout,
+            stderr,
+            terminal,
+        } = reply
+        else {
+            return Ok(ExecSession {
+                stdin: None,
+                stdout: None,
+                stderr: None,
+                terminal: None,
+                control,
+            });
         };
+        let (stdin, stdout, stderr) = (take(stdin), take(stdout), take(stderr));
         Ok(ExecSession {
             stdin,
             stdout,
             stderr,
+            terminal: take(terminal),
             control,
         })
     }

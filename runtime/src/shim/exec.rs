@@ -14,12 +14,12 @@ use super::container::Attached;
 use super::create::{set_oom_score, text, unified_procs};
 use super::payload::Payload;
 use super::server::{Purpose, Server};
-use super::streams::{Console, Got, Pipe, null, read, resize, set_nonblocking};
+use super::streams::{Console, Got, Pipe, null, read, set_nonblocking};
 use crate::error::{Error, Result};
 use crate::protocol::{self, Reply};
 use crate::types::ContainerState;
 
-/// The streams of a program, on the client's side, and the shim's hold on its terminal.
+/// The streams of a program, on the client's side.
 #[derive(Default)]
 struct Ends {
     stdin: Option<OwnedFd>,
@@ -77,13 +77,7 @@ impl Server {
         }
         self.programs.insert(pid, key);
         self.begin(key, &ends)?;
-        self.set_purpose(
-            key,
-            Purpose::Exec {
-                pid,
-                terminal: ends.terminal,
-            },
-        );
+        self.set_purpose(key, Purpose::Exec { pid });
         Ok(())
     }
 
@@ -110,7 +104,11 @@ impl Server {
             stdout: None,
             stderr: None,
         };
-        if container.stdout.is_some() {
+        if let Some((stdout, _)) = &container.stdout {
+            if container.file.spec.tty {
+                let terminal = stdout.try_clone().map_err(|e| Error::io(&op, e))?;
+                ends.terminal = Some(terminal.into());
+            }
             let pipe = Pipe::to_client()?;
             ends.stdout = Some(pipe.read);
             attached.stdout = Some(pipe.write.into());
@@ -134,35 +132,17 @@ impl Server {
             stdin: ends.stdin.is_some(),
             stdout: ends.stdout.is_some(),
             stderr: ends.stderr.is_some(),
+            terminal: ends.terminal.is_some(),
         };
-        let all = [&ends.stdin, &ends.stdout, &ends.stderr];
+        let all = [&ends.stdin, &ends.stdout, &ends.stderr, &ends.terminal];
         let fds: Vec<_> = all.into_iter().flatten().map(OwnedFd::as_fd).collect();
         protocol::send(&client.socket, &reply, &fds)
             .map_err(|e| Error::io("hand over the streams", e))
     }
 
-    /// Sets the size of a session's terminal.
-    pub(super) fn resize(&self, key: u64, width: u16, height: u16) {
-        match self.clients.get(&key).map(|client| &client.purpose) {
-            Some(Purpose::Exec {
-                terminal: Some(terminal),
-                ..
-            }) => {
-                resize(terminal, width, height);
-            }
-            Some(Purpose::Attach { id }) => {
-                let container = self.containers.get(id).filter(|c| c.file.spec.tty);
-                if let Some((terminal, _)) = container.and_then(|c| c.stdout.as_ref()) {
-                    resize(terminal, width, height);
-                }
-            }
-            Some(Purpose::None | Purpose::Stop { .. } | Purpose::Exec { .. }) | None => {}
-        }
-    }
-
     /// Kills the program of an exec session.
     pub(super) fn kill_program(&self, key: u64) {
-        if let Some(Purpose::Exec { pid, .. }) = self.clients.get(&key).map(|c| &c.purpose)
+        if let Some(Purpose::Exec { pid }) = self.clients.get(&key).map(|c| &c.purpose)
             // Once it is reaped its number may be somebody else's.
             && self.programs.contains_key(pid)
         {

@@ -36,11 +36,6 @@ impl Server {
             _ => return,
         };
         if let Some(client) = self.programs.remove(&pid) {
-            if let Some(client) = self.clients.get_mut(&client)
-                && let Purpose::Exec { terminal, .. } = &mut client.purpose
-            {
-                *terminal = None;
-            }
             return self.tell_exit(client, code);
         }
         let ended = self.containers.iter().find(|(_, c)| c.pid == Some(pid));

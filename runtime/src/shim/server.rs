@@ -48,7 +48,7 @@ pub(super) enum Purpose {
     /// Waits for the end of a container.
     Stop { id: String },
     /// Runs a program.
-    Exec { pid: i32, terminal: Option<OwnedFd> },
+    Exec { pid: i32 },
     /// Attached to a container.
     Attach { id: String },
 }
@@ -249,9 +249,6 @@ impl Server {
             return;
         }
         match protocol::receive::<SessionRequest>(&client.socket) {
-            Ok(Some((SessionRequest::Resize { width, height }, _))) => {
-                self.resize(key, width, height);
-            }
             Ok(Some((SessionRequest::Kill, _))) => self.kill_program(key),
             Err(Errno::AGAIN) => {}
             Ok(None) | Err(_) => self.hang_up(key),
@@ -327,14 +324,14 @@ impl Server {
         }
     }
 
-    /// A client is gone. Its program stays: only its terminal, if it had one, hangs up.
+    /// A client is gone. Its program stays (a terminal has hung up with it).
     pub(super) fn hang_up(&mut self, key: u64) {
         self.forget(key);
         let Some(client) = self.clients.remove(&key) else {
             return;
         };
         match client.purpose {
-            Purpose::Exec { pid, .. } => drop(self.programs.remove(&pid)),
+            Purpose::Exec { pid } => drop(self.programs.remove(&pid)),
             Purpose::Attach { id } => self.detach(&id, key),
             Purpose::None | Purpose::Stop { .. } => {}
         }

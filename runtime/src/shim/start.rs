@@ -1,9 +1,9 @@
 //! Starting a pod's shim and waiting until it is ready (the runtime's side).
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use linux::cgroup::Hierarchies;
@@ -37,29 +37,27 @@ pub(crate) fn shim(
     let fail = |e: nix::Error| Error::io(&title, e);
     let fifo = dir.join(READY);
     // One of a shim that died in between may be there still.
-    drop(std::fs::remove_file(&fifo));
+    drop(fs::remove_file(&fifo));
     mkfifo(&fifo, Mode::from_bits_truncate(0o600)).map_err(fail)?;
     let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let mut ready = File::from(open(&fifo, flags, Mode::empty()).map_err(fail)?);
-    if let Some(cgroup) = cgroup {
-        groups.create(cgroup)?;
-    }
+    let procs = cgroups(groups, cgroup, spec)?;
     let daemon = Daemon {
         program: program.to_owned(),
         args: vec!["serve".into(), dir.into()],
         netns: spec.netns.clone(),
-        cgroup_procs: cgroup.map(|c| groups.procs_files(c)).unwrap_or_default(),
+        cgroup_procs: procs,
         log: Some(dir.join("shim.log")),
         ..Daemon::default()
     };
     let child = daemon.spawn()?;
     let pid = i32::try_from(child.id()).unwrap_or_default();
     let said = wait(&mut ready, pid).map_err(|e| Error::io(&title, e));
-    drop(std::fs::remove_file(&fifo));
+    drop(fs::remove_file(&fifo));
     match said?.trim() {
         READY_WORD => Ok(()),
         "" => {
-            let log = std::fs::read_to_string(dir.join("shim.log")).unwrap_or_default();
+            let log = fs::read_to_string(dir.join("shim.log")).unwrap_or_default();
             Err(Error::shim(
                 title,
                 format!("it ended at once: {}", log.trim()),
@@ -67,6 +65,30 @@ pub(crate) fn shim(
         }
         error => Err(Error::shim(title, error)),
     }
+}
+
+/// Makes the control groups of a shim and returns the files through which it is born there: `shared`
+/// in every hierarchy but one, and in that one its own (see [`own_cgroup`]).
+fn cgroups(groups: &Hierarchies, shared: Option<&str>, spec: &SandboxSpec) -> Result<Vec<PathBuf>> {
+    let mut procs = Vec::new();
+    if let Some(shared) = shared {
+        groups.create(shared)?;
+        procs = groups.procs_files(shared);
+    }
+    if let Some(root) = groups.v2.as_ref().or(groups.v1.first()) {
+        procs.retain(|file| !file.starts_with(root));
+        let dir = root.join(own_cgroup(&spec.cgroup_parent).trim_start_matches('/'));
+        fs::create_dir_all(&dir).map_err(Error::path("make cgroup", &dir))?;
+        procs.push(dir.join("cgroup.procs"));
+    }
+    Ok(procs)
+}
+
+/// A shim's own control group. It is there in one hierarchy only, and nothing is limited by it: it
+/// tells which processes the shim has forked that are no containers yet. When the shim is killed they
+/// go on, and would enter the container's group after that has been cleared.
+pub(crate) fn own_cgroup(cgroup_parent: &str) -> String {
+    format!("{}/shim", cgroup_parent.trim_end_matches('/'))
 }
 
 /// Reads what the shim says until it closes the pipe or dies.

@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::termios::{Winsize, tcsetwinsize};
 
 use crate::error::{Error, Result};
 
@@ -105,18 +104,6 @@ impl Drop for Console {
     fn drop(&mut self) {
         drop(std::fs::remove_file(&self.path));
     }
-}
-
-/// Sets the size of a terminal, in characters.
-pub(super) fn resize(terminal: &impl AsFd, width: u16, height: u16) {
-    let size = Winsize {
-        ws_row: height,
-        ws_col: width,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
-    // A terminal that is gone has no size.
-    let _gone = tcsetwinsize(terminal, size);
 }
 
 /// What a read from a program gave.

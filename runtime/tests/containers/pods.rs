@@ -275,7 +275,7 @@ fn the_hosts_namespaces_and_privileges() {
     bench.runtime.kill_container("c").unwrap();
     // Its other process is in no namespace that would have ended with the first.
     let groups = linux::cgroup::Hierarchies::detect().unwrap();
-    let alive = groups.pids(&format!("{}/kubepods", bench.cgroup));
+    let alive = groups.pids(&format!("{}/kubepods/podp/c", bench.cgroup));
     assert!(
         alive.iter().all(|pid| !linux::process::is_alive(*pid)),
         "{alive:?}"
