@@ -46,12 +46,14 @@ pub(crate) fn shim(
         program: program.to_owned(),
         args: vec!["serve".into(), dir.into()],
         netns: spec.netns.clone(),
-        cgroup_procs: procs,
         log: Some(dir.join("shim.log")),
         ..Daemon::default()
     };
     let child = daemon.spawn()?;
     let pid = i32::try_from(child.id()).unwrap_or_default();
+    // The kernel takes a grace period of RCU for this, about as long as the shim for its beginning, and
+    // before it is told to make a container it has no children that could stay behind.
+    join(&procs, pid)?;
     let said = wait(&mut ready, pid).map_err(|e| Error::io(&title, e));
     drop(fs::remove_file(&fifo));
     match said?.trim() {
@@ -67,7 +69,7 @@ pub(crate) fn shim(
     }
 }
 
-/// Makes the control groups of a shim and returns the files through which it is born there: `shared`
+/// Makes the control groups of a shim and returns the files through which it enters them: `shared`
 /// in every hierarchy but one, and in that one its own (see [`own_cgroup`]).
 fn cgroups(groups: &Hierarchies, shared: Option<&str>, spec: &SandboxSpec) -> Result<Vec<PathBuf>> {
     let mut procs = Vec::new();
@@ -84,11 +86,23 @@ fn cgroups(groups: &Hierarchies, shared: Option<&str>, spec: &SandboxSpec) -> Re
     Ok(procs)
 }
 
+fn join(procs: &[PathBuf], pid: i32) -> Result<()> {
+    for file in procs {
+        match fs::write(file, pid.to_string()) {
+            // It has ended already; why is heard through its pipe.
+            Err(e) if e.raw_os_error() == Some(nix::libc::ESRCH) => return Ok(()),
+            other => other.map_err(Error::path("enter", file))?,
+        }
+    }
+    Ok(())
+}
+
 /// A shim's own control group. It is there in one hierarchy only, and nothing is limited by it: it
 /// tells which processes the shim has forked that are no containers yet. When the shim is killed they
 /// go on, and would enter the container's group after that has been cleared.
 pub(crate) fn own_cgroup(cgroup_parent: &str) -> String {
-    format!("{}/shim", cgroup_parent.trim_end_matches('/'))
+    // No id of a container begins with a dot.
+    format!("{}/.shim", cgroup_parent.trim_end_matches('/'))
 }
 
 /// Reads what the shim says until it closes the pipe or dies.
