@@ -27,7 +27,7 @@ pub(crate) struct ClusterArgs {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=i64::from(NODES_MAX)))]
     pub(crate) nodes: u8,
     /// Underlay network of the nodes, a /24; clusters side by side need one each
-    #[arg(long, default_value = "172.31.250.0")]
+    #[arg(long, default_value = "172.31.250.0", value_parser = parse_underlay)]
     pub(crate) underlay: Ipv4Addr,
     /// Port of the API server
     #[arg(long, default_value_t = 6443)]
@@ -49,6 +49,15 @@ pub(crate) fn parse_name(name: &str) -> Result<String, String> {
         ));
     }
     Ok(name.to_owned())
+}
+
+/// Accepts the first address of a private /24: a public one would hide a part of the Internet.
+fn parse_underlay(text: &str) -> Result<Ipv4Addr, String> {
+    let address: Ipv4Addr = text.parse().map_err(|e| format!("{text}: {e}"))?;
+    if !address.is_private() || address.octets()[3] != 0 {
+        return Err("must be a private /24 network such as 172.31.250.0 (RFC 1918)".into());
+    }
+    Ok(address)
 }
 
 /// The layout of one cluster.
@@ -230,6 +239,14 @@ mod tests {
             layout.nodes().iter().all(|n| n.cable.len() <= 15),
             "IFNAMSIZ"
         );
+    }
+
+    #[test]
+    fn the_underlay_is_private() {
+        assert!(parse_underlay("172.31.7.0").is_ok());
+        for text in ["8.8.8.0", "172.31.7.1", "x", "fd00::"] {
+            assert!(parse_underlay(text).is_err(), "{text}");
+        }
     }
 
     #[test]

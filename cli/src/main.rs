@@ -11,6 +11,7 @@ mod status;
 mod supervise;
 mod up;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -83,12 +84,9 @@ enum ImageCommand {
 }
 
 /// Prints a line for the person at the terminal.
-#[expect(
-    clippy::print_stdout,
-    reason = "the one place where this program speaks"
-)]
 pub(crate) fn say(text: &str) {
-    println!("{text}");
+    // Nobody is left to be told when standard output is closed (`seaway status | head`).
+    drop(writeln!(std::io::stdout(), "{text}"));
 }
 
 fn main() -> ExitCode {

@@ -4,7 +4,6 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
 use kubelet::config::Config;
 use tracing_subscriber::EnvFilter;
 
@@ -18,7 +17,11 @@ const IDLE: Duration = Duration::from_secs(2);
     reason = "the one line that says why we do not run"
 )]
 fn main() -> ExitCode {
-    match start(Config::parse()) {
+    let config: Config = match client::flags::parse() {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    match start(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("kubelet: {e:#}");

@@ -3,12 +3,14 @@
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::Parser;
 use proxy::config::{Args, Config};
 use proxy::run;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args: Args = match client::flags::parse() {
+        Ok(args) => args,
+        Err(code) => return code,
+    };
     match start(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

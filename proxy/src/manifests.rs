@@ -24,7 +24,7 @@ const FILE_BYTES_MAX: u64 = 256 << 20;
 
 /// Why the directory cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("--manifests {}: {what}: {source}", dir.display())]
+#[error("--manifests {}: {what}", dir.display())]
 pub struct ManifestsError {
     /// The directory.
     pub dir: PathBuf,

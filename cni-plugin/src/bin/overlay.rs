@@ -1,6 +1,6 @@
 //! `overlay`: joins the pods of all nodes. One daemon on each node.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -71,9 +71,9 @@ fn network(text: &str) -> Result<IpNetwork, String> {
 }
 
 fn main() -> ExitCode {
-    let args = match Args::try_parse() {
+    let args: Args = match client::flags::parse() {
         Ok(args) => args,
-        Err(error) => return refuse(&error),
+        Err(code) => return code,
     };
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
@@ -82,19 +82,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// What is wrong with the flags, in one line; or the help that was asked for.
-fn refuse(error: &clap::Error) -> ExitCode {
-    if !error.use_stderr() {
-        drop(error.print());
-        return ExitCode::SUCCESS;
-    }
-    let text = error.to_string();
-    let lines = text.lines().map(str::trim);
-    let told: Vec<_> = lines.take_while(|line| !line.is_empty()).collect();
-    drop(writeln!(std::io::stderr(), "{}", told.join(" ")));
-    ExitCode::from(2)
 }
 
 fn run(args: Args) -> Result<()> {

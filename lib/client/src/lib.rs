@@ -9,6 +9,7 @@
 mod backoff;
 mod config;
 mod error;
+pub mod flags;
 mod requests;
 mod resource;
 mod watch;
