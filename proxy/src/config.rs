@@ -9,7 +9,7 @@ use api::cidr::{Family, parse_cidr, parse_ip};
 use clap::{Parser, ValueEnum};
 use ipnetwork::IpNetwork;
 
-use crate::backend::iptables::DetectLocal;
+use crate::backend::{DetectLocal, Mode};
 
 /// Service proxy and cluster DNS of a node.
 #[derive(Debug, Clone, Parser)]
@@ -151,6 +151,8 @@ pub enum NodePortAddresses {
 /// Valid settings.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// How services are programmed.
+    pub mode: Mode,
     /// Where objects come from.
     pub from: From,
     /// Name of the node.
@@ -191,7 +193,7 @@ impl Config {
     /// # Errors
     /// Names the flag.
     pub fn new(args: &Args, hostname: &str) -> Result<Self, ConfigError> {
-        check_mode(&args.mode)?;
+        let mode = parse_mode(&args.mode)?;
         let node_name = args.hostname_override.as_deref().unwrap_or(hostname);
         let node_name = node_name.trim().to_lowercase();
         if node_name.is_empty() {
@@ -224,6 +226,7 @@ impl Config {
             return fail("cluster-domain", "is empty");
         }
         Ok(Self {
+            mode,
             from,
             node_name,
             node_ip: Some(bind).filter(|ip| !ip.is_unspecified()),
@@ -257,9 +260,9 @@ fn split(list: &str) -> impl Iterator<Item = &str> {
         .filter(|part| !part.is_empty())
 }
 
-fn check_mode(mode: &str) -> Result<(), ConfigError> {
+fn parse_mode(mode: &str) -> Result<Mode, ConfigError> {
     match mode {
-        "" | "iptables" => Ok(()),
+        "" | "iptables" => Ok(Mode::Iptables),
         "nftables" | "ipvs" | "ebpf" | "auto" => {
             fail("mode", format!("{mode} is not there yet; use iptables"))
         }

@@ -6,7 +6,7 @@ use api::cidr::{Family, any_contains, of_family};
 use linux::addr::Addr;
 use linux::{Host, Kernel};
 
-use crate::backend::iptables::NodePortScope;
+use crate::backend::NodePortScope;
 use crate::config::NodePortAddresses;
 
 /// The link that cluster DNS addresses are put on.

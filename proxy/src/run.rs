@@ -12,13 +12,10 @@ use api::cidr::{Family, parse_cidr};
 use api::core::Node;
 use api::watch::Event;
 use linux::Kernel;
-use linux::iptables::{self, Iptables};
 use linux::rules_monitor::RulesMonitor;
 use tokio::sync::mpsc::{self, Sender};
 
-use crate::backend::iptables::apply::Plane;
-use crate::backend::iptables::desired::Desired;
-use crate::backend::iptables::{DetectLocal, Settings};
+use crate::backend::{self, DetectLocal, Settings};
 use crate::cluster_dns::{self, Feed};
 use crate::config::{Config, Detect, From};
 use crate::conntrack::KernelFlows;
@@ -80,17 +77,6 @@ impl Local {
     }
 }
 
-/// The rules of each family that has its programs here.
-fn rules() -> Result<Vec<(Family, Iptables)>> {
-    let v4 = Iptables::detect(iptables::Family::V4).context("IPv4 rules")?;
-    let mut all = vec![(Family::V4, v4)];
-    match Iptables::detect(iptables::Family::V6) {
-        Ok(v6) => all.push((Family::V6, v6)),
-        Err(error) => tracing::warn!("no IPv6 services: {error}"),
-    }
-    Ok(all)
-}
-
 /// Where objects come from, found usable.
 enum Source {
     Manifests(PathBuf),
@@ -120,9 +106,8 @@ impl Source {
 /// Programs are missing, or the kernel's refusal.
 pub fn cleanup(config: &Config) -> Result<()> {
     let local = Local::observe(config)?;
-    for (family, rules) in rules()? {
-        let desired = Desired::new(local.fixed_settings(family));
-        Plane::new(rules, desired)
+    for (family, mut plane) in backend::open(config.mode, |of| local.fixed_settings(of))? {
+        plane
             .cleanup()
             .with_context(|| format!("take away {family} rules"))?;
     }
@@ -152,7 +137,7 @@ pub async fn run(config: Config) -> Result<()> {
         health: health.clone(),
         metrics: metrics.clone(),
         dns,
-        mode: "iptables",
+        mode: config.mode.name(),
     };
     serve_pages(&config, &pages).await;
 
@@ -237,10 +222,10 @@ fn start_engine(
         ips: local.primary.clone(),
         dns_ips: config.dns_ips.clone(),
     };
-    let mut planes = Vec::new();
+    let planes = backend::open(config.mode, |of| local.fixed_settings(of))?;
     let mut policies = BTreeMap::new();
-    for (family, rules) in rules()? {
-        let settings = local.fixed_settings(family);
+    for (family, plane) in &planes {
+        let settings = plane.settings();
         let policy = Policy {
             detect_local: settings.detect_local.is_some(),
             masquerade_all: config.masquerade_all,
@@ -248,8 +233,7 @@ fn start_engine(
         if !policy.detect_local && config.detect != Detect::NodeCidr {
             tracing::info!("{family}: no way to tell pods from others is set (--cluster-cidr)");
         }
-        policies.insert(family, policy);
-        planes.push((family, Plane::new(rules, Desired::new(settings))));
+        policies.insert(*family, policy);
     }
     let pace = Pace {
         sync_period: config.sync_period,

@@ -9,9 +9,7 @@ use linux::rules_monitor::RulesMonitor;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::Receiver;
 
-use crate::backend::iptables::Settings;
-use crate::backend::iptables::apply::{Plane, Report, Rules};
-use crate::backend::iptables::desired::Desired;
+use crate::backend::{Backend, Report, Settings};
 use crate::conntrack::{Changed, FlowTable};
 use crate::health::Health;
 use crate::metrics::Metrics;
@@ -38,9 +36,6 @@ const REST_MAX: Duration = Duration::from_secs(1);
 /// others delete rules of theirs: it lists all rules.
 const VERIFY_REST: u32 = 10;
 
-/// The tables that have chains of ours.
-const TABLES: [&str; 3] = ["filter", "nat", "mangle"];
-
 /// What the loop is told.
 #[derive(Debug)]
 pub enum Message {
@@ -64,9 +59,9 @@ pub struct Pace {
 }
 
 /// The loop's state.
-pub struct Engine<R> {
+pub struct Engine {
     store: Store,
-    planes: Vec<(Family, Plane<R>)>,
+    planes: Vec<(Family, Box<dyn Backend>)>,
     pace: Pace,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
@@ -82,11 +77,11 @@ pub struct Engine<R> {
     failures: u32,
 }
 
-impl<R: Rules + Send> Engine<R> {
+impl Engine {
     /// An engine over `planes`, one for each family. `on_synced` is called after the first sync.
     pub fn new(
         store: Store,
-        planes: Vec<(Family, Plane<R>)>,
+        planes: Vec<(Family, Box<dyn Backend>)>,
         pace: Pace,
         health: Arc<Health>,
         metrics: Arc<Metrics>,
@@ -134,6 +129,8 @@ impl<R: Rules + Send> Engine<R> {
         let mut verify_at = Instant::now() + self.pace.sync_period;
         let mut verify_rest_until = Instant::now();
         let mut not_before = Instant::now();
+        // The same tables in both families.
+        let tables = self.planes.first().map_or(&[][..], |(_, p)| p.tables());
         loop {
             let mut deadline = if self.due() {
                 verify_at.min(not_before.max(Instant::now() + COALESCE))
@@ -145,7 +142,7 @@ impl<R: Rules + Send> Engine<R> {
             while taken < BATCH_MAX {
                 let message = tokio::select! {
                     message = tokio::time::timeout_at(deadline.into(), messages.recv()) => message,
-                    () = deleted_by_others(monitor.as_ref()) => Ok(Some(Message::Verify)),
+                    () = deleted_by_others(monitor.as_ref(), tables) => Ok(Some(Message::Verify)),
                 };
                 match message {
                     Ok(None | Some(Message::Stop)) => return,
@@ -175,12 +172,12 @@ impl<R: Rules + Send> Engine<R> {
             }
             if self.due() && Instant::now() >= not_before {
                 // Notifications of our own writes are thrown away, not those from before.
-                if monitor.as_ref().is_some_and(|m| m.get_ref().drain(&TABLES)) {
+                if monitor.as_ref().is_some_and(|m| m.get_ref().drain(tables)) {
                     verify_at = verify_at.min(verify_rest_until);
                 }
                 not_before = Instant::now() + self.sync();
                 if let Some(monitor) = &monitor {
-                    monitor.get_ref().drain(&TABLES);
+                    monitor.get_ref().drain(tables);
                 }
             }
         }
@@ -235,7 +232,9 @@ impl<R: Rules + Send> Engine<R> {
             let jobs: Vec<_> = self
                 .planes
                 .iter_mut()
-                .map(|(family, plane)| scope.spawn(|| sync_plane(plane, changes.of(*family))))
+                .map(|(family, plane)| {
+                    scope.spawn(|| sync_plane(plane.as_mut(), changes.of(*family)))
+                })
                 .collect();
             jobs.into_iter().map(|job| job.join()).collect()
         });
@@ -281,22 +280,22 @@ impl<R: Rules + Send> Engine<R> {
             let family = settings.family;
             let plane = self.planes.iter_mut().find(|(of, _)| *of == family);
             let Some((_, plane)) = plane else { continue };
-            if *plane.desired().settings() != settings {
+            if *plane.settings() != settings {
                 let detect_local = settings.detect_local.is_some();
                 self.store.set_detect_local(family, detect_local);
-                plane.replace(Desired::with(settings, self.store.snapshot().of(family)));
+                plane.reconfigure(settings, self.store.snapshot().of(family));
             }
         }
     }
 }
 
 /// Sets the changed ports and makes the kernel's rules what is wanted.
-fn sync_plane<R: Rules>(
-    plane: &mut Plane<R>,
+fn sync_plane(
+    plane: &mut dyn Backend,
     changed: &[PortChange],
 ) -> (linux::Result<Report>, Duration) {
     let begin = Instant::now();
-    plane.set(changed.iter().map(|c| (&c.name, c.new.as_ref())));
+    plane.set(changed);
     (plane.sync(), begin.elapsed())
 }
 
@@ -326,14 +325,14 @@ fn register(monitor: RulesMonitor) -> Option<AsyncFd<RulesMonitor>> {
 }
 
 /// Comes back when somebody has deleted rules.
-async fn deleted_by_others(monitor: Option<&AsyncFd<RulesMonitor>>) {
+async fn deleted_by_others(monitor: Option<&AsyncFd<RulesMonitor>>, tables: &[&str]) {
     let Some(monitor) = monitor else {
         return std::future::pending().await;
     };
     loop {
         match monitor.readable().await {
             Ok(mut guard) => {
-                let deleted = monitor.get_ref().drain(&TABLES);
+                let deleted = monitor.get_ref().drain(tables);
                 guard.clear_ready();
                 if deleted {
                     return;
@@ -346,14 +345,14 @@ async fn deleted_by_others(monitor: Option<&AsyncFd<RulesMonitor>>) {
 
 fn log(family: Family, ports: usize, report: Report, took: Duration) {
     let Report {
-        chains,
+        objects,
         rules,
         deleted,
         full,
     } = report;
     if full {
-        tracing::info!(ports, chains, rules, deleted, ?took, "{family}: full sync");
-    } else if chains + deleted > 0 {
-        tracing::debug!(ports, chains, rules, deleted, ?took, "{family}: sync");
+        tracing::info!(ports, objects, rules, deleted, ?took, "{family}: full sync");
+    } else if objects + deleted > 0 {
+        tracing::debug!(ports, objects, rules, deleted, ?took, "{family}: sync");
     }
 }

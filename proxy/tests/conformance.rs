@@ -13,7 +13,7 @@ use api::cidr::{Family, parse_cidr, parse_ip};
 use api::core::Node;
 use api::watch::Event;
 use proxy::backend::iptables::desired::Desired;
-use proxy::backend::iptables::{DetectLocal, Settings};
+use proxy::backend::{DetectLocal, Settings};
 use proxy::config::NodePortAddresses;
 use proxy::manifests::{Object, parse_documents};
 use proxy::model::{NodeView, Policy, Protocol};

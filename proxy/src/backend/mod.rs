@@ -1,6 +1,67 @@
 //! Backends: each renders the same decisions into objects of the kernel and applies them.
 //!
 //! A backend plans (pure: decisions -> wanted objects), diffs (pure: wanted, known -> change) and
-//! applies (the only part that touches the kernel).
+//! applies (the only part that touches the kernel). The sync loop knows it as a [`Backend`].
 
 pub mod iptables;
+mod mode;
+mod settings;
+
+pub use mode::{Mode, open};
+pub use settings::{DetectLocal, NodePortScope, Settings};
+
+use crate::model::Decisions;
+use crate::store::PortChange;
+
+/// What one sync wrote.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Objects written: chains, elements or map slots.
+    pub objects: usize,
+    /// Rules in chains that were written, where the backend has rules.
+    pub rules: usize,
+    /// Objects deleted.
+    pub deleted: usize,
+    /// Everything was compared with the kernel.
+    pub full: bool,
+}
+
+/// One family's services in the kernel, as one mode keeps them.
+pub trait Backend: Send {
+    /// Settings it works with.
+    fn settings(&self) -> &Settings;
+
+    /// Starts over with other settings and all of `decisions`; the next sync compares everything.
+    fn reconfigure(&mut self, settings: Settings, decisions: &Decisions);
+
+    /// Sets service ports; nothing is written yet.
+    fn set(&mut self, changes: &[PortChange]);
+
+    /// Makes the kernel's objects what is wanted. The first call takes over what is in the kernel.
+    ///
+    /// # Errors
+    /// The kernel's refusal. The caller then distrusts and calls again.
+    fn sync(&mut self) -> linux::Result<Report>;
+
+    /// The next sync looks at the kernel and compares everything.
+    fn distrust(&mut self);
+
+    /// Whether the kernel's objects are thought to be known.
+    fn is_trusted(&self) -> bool;
+
+    /// Whether the kernel still has all that was written.
+    ///
+    /// # Errors
+    /// The kernel's refusal to tell.
+    fn is_intact(&mut self) -> linux::Result<bool>;
+
+    /// Takes away all that is ours, also what an earlier process made.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    fn cleanup(&mut self) -> linux::Result<()>;
+
+    /// Names of the nf_tables tables that have objects of ours: what is deleted there by others is
+    /// looked into at once.
+    fn tables(&self) -> &'static [&'static str];
+}

@@ -10,7 +10,9 @@ use super::diff::{self, Change, Known, Seen};
 use super::observe::{self, Observed};
 use super::render::render;
 use super::rule::{ChainRef, Rule};
-use crate::model::{Decision, PortName};
+use crate::backend::{Backend, Report, Settings};
+use crate::model::{Decision, Decisions, PortName};
+use crate::store::PortChange;
 
 /// Where rules are kept: the kernel, or a fake.
 pub trait Rules {
@@ -36,19 +38,6 @@ impl Rules for Iptables {
     fn restore(&mut self, text: &str) -> linux::Result<()> {
         Self::restore(self, text)
     }
-}
-
-/// What one sync did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Report {
-    /// Chains written.
-    pub chains: usize,
-    /// Rules in them.
-    pub rules: usize,
-    /// Chains deleted.
-    pub deleted: usize,
-    /// All chains were compared.
-    pub full: bool,
 }
 
 /// One family's rules.
@@ -194,6 +183,44 @@ impl<R: Rules> Plane<R> {
     }
 }
 
+impl<R: Rules + Send> Backend for Plane<R> {
+    fn settings(&self) -> &Settings {
+        self.desired.settings()
+    }
+
+    fn reconfigure(&mut self, settings: Settings, decisions: &Decisions) {
+        self.replace(Desired::with(settings, decisions));
+    }
+
+    fn set(&mut self, changes: &[PortChange]) {
+        Self::set(self, changes.iter().map(|c| (&c.name, c.new.as_ref())));
+    }
+
+    fn sync(&mut self) -> linux::Result<Report> {
+        Self::sync(self)
+    }
+
+    fn distrust(&mut self) {
+        Self::distrust(self);
+    }
+
+    fn is_trusted(&self) -> bool {
+        Self::is_trusted(self)
+    }
+
+    fn is_intact(&mut self) -> linux::Result<bool> {
+        Self::is_intact(self)
+    }
+
+    fn cleanup(&mut self) -> linux::Result<()> {
+        Self::cleanup(self)
+    }
+
+    fn tables(&self) -> &'static [&'static str] {
+        &["filter", "nat", "mangle"]
+    }
+}
+
 fn intact(wanted: &BTreeMap<ChainRef, Vec<Rule>>, desired: &Desired, observed: &Observed) -> bool {
     let chains = wanted
         .iter()
@@ -210,7 +237,7 @@ fn intact(wanted: &BTreeMap<ChainRef, Vec<Rule>>, desired: &Desired, observed: &
 
 fn report(change: &Change, full: bool) -> Report {
     Report {
-        chains: change.write.len(),
+        objects: change.write.len(),
         rules: change.write.values().map(Vec::len).sum(),
         deleted: change.delete.len(),
         full,

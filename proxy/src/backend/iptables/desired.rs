@@ -7,7 +7,8 @@ use super::dispatch::{Dispatch, Node, Shape};
 use super::plan::{PortPlan, Tree, own_chain, plan_port};
 use super::render::listing;
 use super::rule::{ChainName, ChainRef, Hook, Rule, Table};
-use super::{Settings, fixed, names};
+use super::{fixed, names};
+use crate::backend::Settings;
 use crate::model::{Decision, Decisions, PortName};
 
 /// The wanted rules of one family.

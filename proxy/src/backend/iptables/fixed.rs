@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use api::cidr::Family;
 
+use super::names;
 use super::rule::{ChainName, ChainRef, Hook, Match, Rule, Table, Target, to};
-use super::{NodePortScope, Settings, names};
+use crate::backend::{NodePortScope, Settings};
 
 /// Chains of a name of their own, without those in which a dispatch tree starts.
 pub fn chains(settings: &Settings) -> BTreeMap<ChainRef, Vec<Rule>> {

@@ -5,8 +5,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::dispatch::Key;
+use super::names;
 use super::rule::{ChainName, ChainRef, Match, Rule, Target, from, port, to};
-use super::{DetectLocal, Settings, names};
+use crate::backend::{DetectLocal, Settings};
 use crate::model::decide::Target as Endpoint;
 use crate::model::{BySource, Decision, Path, Set, SourceFilter, Verdict};
 

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::apply::{Plane, Rules};
 use super::desired::Desired;
-use super::{NodePortScope, Settings};
+use crate::backend::{NodePortScope, Settings};
 use crate::model::decide::Target;
 use crate::model::{
     BySource, Decision, Decisions, Path, PortName, Protocol, ServiceName, Set, SourceFilter,
@@ -252,7 +252,7 @@ proptest! {
             prop_assert!(!plane.sync().unwrap().full);
             prop_assert!(plane.is_intact().unwrap());
             // Nothing is left to do.
-            prop_assert_eq!(plane.sync().unwrap(), super::apply::Report::default());
+            prop_assert_eq!(plane.sync().unwrap(), crate::backend::Report::default());
             before = after;
         }
         drop(plane);
@@ -297,7 +297,7 @@ fn cost(n: u16, of: impl Fn(Short) -> Option<Short>) -> (usize, usize) {
         .collect();
     change(&mut plane, &before, &decisions(&changed));
     let report = plane.sync().unwrap();
-    (report.chains + report.deleted, report.rules)
+    (report.objects + report.deleted, report.rules)
 }
 
 #[test]

@@ -1,0 +1,66 @@
+//! The modes, and how each is opened.
+
+use anyhow::{Context, Result, bail};
+use api::cidr::Family;
+use linux::iptables::{self, Iptables};
+
+use super::iptables::apply::Plane;
+use super::iptables::desired::Desired;
+use super::{Backend, Settings};
+
+/// How services are programmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Mode {
+    /// Rules of `iptables-restore`.
+    Iptables,
+    /// Maps and sets of nf_tables.
+    Nftables,
+    /// Virtual servers of the kernel's IPVS.
+    Ipvs,
+    /// Programs and maps of eBPF.
+    Ebpf,
+}
+
+impl Mode {
+    /// All, in order.
+    pub const ALL: [Self; 4] = [Self::Iptables, Self::Nftables, Self::Ipvs, Self::Ebpf];
+
+    /// As flags, files and pages write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Iptables => "iptables",
+            Self::Nftables => "nftables",
+            Self::Ipvs => "ipvs",
+            Self::Ebpf => "ebpf",
+        }
+    }
+}
+
+/// Opens `mode` for each family that the node has. `settings` are those of a family.
+///
+/// # Errors
+/// What the mode needs is not there.
+pub fn open(
+    mode: Mode,
+    settings: impl Fn(Family) -> Settings,
+) -> Result<Vec<(Family, Box<dyn Backend>)>> {
+    match mode {
+        Mode::Iptables => open_iptables(settings),
+        Mode::Nftables | Mode::Ipvs | Mode::Ebpf => {
+            bail!("mode {} is not there yet; use iptables", mode.name())
+        }
+    }
+}
+
+fn open_iptables(settings: impl Fn(Family) -> Settings) -> Result<Vec<(Family, Box<dyn Backend>)>> {
+    let plane = |rules, family| -> Box<dyn Backend> {
+        Box::new(Plane::new(rules, Desired::new(settings(family))))
+    };
+    let v4 = Iptables::detect(iptables::Family::V4).context("IPv4 rules")?;
+    let mut all = vec![(Family::V4, plane(v4, Family::V4))];
+    match Iptables::detect(iptables::Family::V6) {
+        Ok(v6) => all.push((Family::V6, plane(v6, Family::V6))),
+        Err(error) => tracing::warn!("no IPv6 services: {error}"),
+    }
+    Ok(all)
+}
