@@ -73,6 +73,9 @@ pub(crate) struct NodeLayout {
     pub(crate) name: String,
     /// Its network namespace.
     pub(crate) netns: PathBuf,
+    /// Where `ip netns` finds it: a link. A mount there would be doubled, and then impossible to
+    /// take away, as soon as somebody's `ip netns add` mounts the folder over itself.
+    pub(crate) netns_link: PathBuf,
     /// The host's end of the cable.
     pub(crate) cable: String,
     /// Underlay addresses.
@@ -173,7 +176,8 @@ impl Layout {
         let name = format!("node-{}", index + 1);
         let host = FIRST_NODE_HOST + index;
         NodeLayout {
-            netns: PathBuf::from(format!("/run/netns/seaway-{}-{name}", self.args.name)),
+            netns: self.dir().join("nodes").join(&name).join("netns/self"),
+            netns_link: PathBuf::from(format!("/run/netns/seaway-{}-{name}", self.args.name)),
             cable: format!("{}-{}", self.bridge(), index + 1),
             v4: self.underlay_v4(host),
             v6: self.underlay_v6(host),

@@ -1,6 +1,9 @@
 //! The machine's side of a cluster: the underlay bridge, a namespace and a cable for each node.
 
+use std::fs;
+use std::io::ErrorKind;
 use std::net::IpAddr;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use ipnetwork::IpNetwork;
@@ -42,6 +45,7 @@ pub(crate) fn create(layout: &Layout) -> Result<()> {
 
 fn create_node(host: &mut Kernel, layout: &Layout, node: &NodeLayout) -> Result<()> {
     let netns = NetNs::create(&node.netns)?;
+    show_to_ip_netns(node)?;
     let [a, b, c, d] = node.v4.octets();
     host.add_veth(&NewVeth {
         name: node.cable.clone(),
@@ -68,6 +72,25 @@ fn create_node(host: &mut Kernel, layout: &Layout, node: &NodeLayout) -> Result<
         inside.add_route(&Route::to(any.parse()?).via(gateway).dev(NODE_IFACE))?;
     }
     Ok(())
+}
+
+fn show_to_ip_netns(node: &NodeLayout) -> Result<()> {
+    let link = &node.netns_link;
+    let op = || format!("link {} to {}", link.display(), node.netns.display());
+    if let Some(dir) = link.parent() {
+        fs::create_dir_all(dir).with_context(op)?;
+    }
+    remove_file(link)?;
+    std::os::unix::fs::symlink(&node.netns, link).with_context(op)
+}
+
+fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The underlay must be no network that this machine already uses.
@@ -102,15 +125,16 @@ pub(crate) fn remove(layout: &Layout) -> Result<()> {
         // The cable goes first: a namespace vanishes at the kernel's leisure.
         host.ensure_no_link(&node.cable)?;
         NetNs::remove(&node.netns)?;
+        remove_file(&node.netns_link)?;
     }
     host.ensure_no_link(&layout.bridge())?;
     // Only when nobody else has a namespace there; `ip netns` makes the folder again when needed.
     if let Some(dir) = layout
         .nodes()
         .first()
-        .and_then(|n| n.netns.parent().map(ToOwned::to_owned))
+        .and_then(|n| n.netns_link.parent().map(ToOwned::to_owned))
     {
-        match std::fs::remove_dir(&dir) {
+        match fs::remove_dir(&dir) {
             Ok(()) => {}
             Err(e) if is_in_use(&e) => {}
             Err(e) => return Err(e).with_context(|| format!("remove {}", dir.display())),
@@ -120,6 +144,6 @@ pub(crate) fn remove(layout: &Layout) -> Result<()> {
 }
 
 fn is_in_use(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{DirectoryNotEmpty, NotFound, ResourceBusy};
+    use ErrorKind::{DirectoryNotEmpty, NotFound, ResourceBusy};
     matches!(error.kind(), DirectoryNotEmpty | NotFound | ResourceBusy)
 }
