@@ -1,17 +1,20 @@
 //! `proxy`: service proxy and cluster DNS of a node.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use proxy::config::{Args, Config};
+use proxy::config::watch::ConfigFile;
+use proxy::config::{Args, Config, KubeProxyConfiguration, args};
 use proxy::run;
 
 fn main() -> ExitCode {
-    let args: Args = match client::flags::parse() {
+    let words = args::normalize(std::env::args());
+    let args: Args = match client::flags::parse_from(&words) {
         Ok(args) => args,
         Err(code) => return code,
     };
-    match start(&args) {
+    match start(&args, &words) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             say(&format!("proxy: {error:#}"));
@@ -20,21 +23,54 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(args: &Args) -> Result<()> {
+fn start(args: &Args, words: &[String]) -> Result<()> {
+    let file = args.config.as_deref().map(read).transpose()?;
+    let settings = match &file {
+        Some((_, settings)) => settings.clone(),
+        None => args.configuration(),
+    };
     let hostname = nix::unistd::gethostname().unwrap_or_default();
-    let config = Config::new(args, &hostname.to_string_lossy())?;
-    init_log(&args.log_level)?;
+    let config = Config::new(args, settings, &hostname.to_string_lossy())?;
+    init_log(&config.log_filter(args.log_level.as_deref()))?;
+    tell_without_effect(args, words);
+    if let Some(path) = &args.write_config_to {
+        return std::fs::write(path, config.settings.to_yaml())
+            .with_context(|| format!("--write-config-to {}", path.display()));
+    }
     if args.cleanup {
         return run::cleanup(&config);
+    }
+    if args.init_only {
+        return run::init(&config);
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("start")?;
-    let result = runtime.block_on(run::run(config));
+    let result = runtime.block_on(run::run(config, file.map(|(file, _)| file)));
     // Threads that wait for files or programs do not hold up the end.
     runtime.shutdown_background();
     result
+}
+
+fn read(path: &Path) -> Result<(ConfigFile, KubeProxyConfiguration)> {
+    let place = || format!("--config {}", path.display());
+    let file = ConfigFile::read(path).with_context(place)?;
+    let settings = KubeProxyConfiguration::parse(file.text()).with_context(place)?;
+    Ok((file, settings))
+}
+
+/// Flags that are accepted so that a command line of kube-proxy can stay as it is.
+fn tell_without_effect(args: &Args, words: &[String]) {
+    if !args.ignored.0.is_empty() {
+        let names = args.ignored.0.join(", --");
+        tracing::info!("flags of kube-proxy without effect here: --{names}");
+    }
+    let overruled = args::overruled(words);
+    if args.config.is_some() && !overruled.is_empty() {
+        let names = overruled.join(", --");
+        tracing::warn!("without effect since --config is given: --{names}");
+    }
 }
 
 fn init_log(filter: &str) -> Result<()> {

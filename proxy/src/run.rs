@@ -14,9 +14,11 @@ use api::watch::Event;
 use linux::Kernel;
 use linux::rules_monitor::RulesMonitor;
 use tokio::sync::mpsc::{self, Sender};
+use tokio::sync::oneshot;
 
 use crate::backend::{self, DetectLocal, Settings};
 use crate::cluster_dns::{self, Feed};
+use crate::config::watch::ConfigFile;
 use crate::config::{Config, Detect, From};
 use crate::conntrack::KernelFlows;
 use crate::health::{self, Health, Pages};
@@ -84,14 +86,14 @@ enum Source {
 }
 
 impl Source {
-    async fn open(from: &From) -> Result<Self> {
+    async fn open(from: &From, server: Option<&str>) -> Result<Self> {
         match from {
             From::Manifests(dir) => {
                 std::fs::read_dir(dir).with_context(|| format!("--manifests {}", dir.display()))?;
                 Ok(Self::Manifests(dir.clone()))
             }
             From::ApiServer(kubeconfig) => {
-                let client = client::Client::connect(kubeconfig.as_deref())
+                let client = client::Client::connect_to(kubeconfig.as_deref(), server)
                     .await
                     .context("use the kubeconfig")?;
                 Ok(Self::ApiServer(client))
@@ -119,9 +121,11 @@ pub fn cleanup(config: &Config) -> Result<()> {
 ///
 /// # Errors
 /// Something that is needed from the start is not there.
-pub async fn run(config: Config) -> Result<()> {
+pub async fn run(config: Config, file: Option<ConfigFile>) -> Result<()> {
     // First what may be wrong in the flags, so that a refusal has changed nothing on the node.
-    let source = Source::open(&config.from).await?;
+    let source = Source::open(&config.from, config.server.as_deref()).await?;
+    let changed = file.map(ConfigFile::changed).transpose();
+    let changed = changed.context("watch the file of --config")?;
     let local = Local::observe(&config)?;
     let health = Arc::new(Health::new(config.sync_period * 2));
     let metrics = Arc::new(Metrics::default());
@@ -139,15 +143,9 @@ pub async fn run(config: Config) -> Result<()> {
         dns,
         mode: config.mode.name(),
     };
-    serve_pages(&config, &pages).await;
+    serve_pages(&config, &pages).await?;
 
-    let mut host = Kernel::open().context("open the kernel's door")?;
-    let needs = node::Needs {
-        localhost: local.fixed_settings(Family::V4).serves_localhost(),
-        tcp_be_liberal: !config.drop_invalid,
-    };
-    node::ensure_settings(&mut host, needs);
-
+    prepare(&local)?;
     let (messages, inbox) = mpsc::channel(MESSAGES_MAX);
     let engine = start_engine(&local, inbox, health.clone(), metrics)?;
     let sink = Sink {
@@ -168,7 +166,7 @@ pub async fn run(config: Config) -> Result<()> {
             tokio::spawn(async move { watch::api_server(client, &node, for_dns, sink).await });
         }
     }
-    stopped(&engine).await?;
+    stopped(&engine, changed).await?;
     let _gone = messages.try_send(Message::Stop);
     drop(messages);
     let deadline = std::time::Instant::now() + STOP_TIMEOUT;
@@ -178,8 +176,30 @@ pub async fn run(config: Config) -> Result<()> {
     Ok(())
 }
 
-/// Waits for a signal, or for the engine to die.
-async fn stopped(engine: &JoinHandle<()>) -> Result<()> {
+/// Makes the settings of this process and of the kernel that need all rights, and nothing else.
+///
+/// # Errors
+/// The kernel cannot be asked.
+pub fn init(config: &Config) -> Result<()> {
+    prepare(&Local::observe(config)?)
+}
+
+fn prepare(local: &Local) -> Result<()> {
+    let config = &local.config;
+    if let Err(error) = linux::process::set_oom_score_adj(config.oom_score_adj) {
+        tracing::info!("{error}");
+    }
+    let mut host = Kernel::open().context("open the kernel's door")?;
+    let needs = node::Needs {
+        localhost: local.fixed_settings(Family::V4).serves_localhost(),
+        tcp_be_liberal: !config.drop_invalid,
+    };
+    node::ensure_settings(&mut host, needs);
+    Ok(())
+}
+
+/// Waits for a signal, for another content of the configuration's file, or for the engine to die.
+async fn stopped(engine: &JoinHandle<()>, changed: Option<oneshot::Receiver<()>>) -> Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut term = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
     let mut int = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
@@ -188,24 +208,37 @@ async fn stopped(engine: &JoinHandle<()>) -> Result<()> {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     };
+    let changed = async {
+        if let Some(changed) = changed
+            && changed.await.is_ok()
+        {
+            return;
+        }
+        std::future::pending().await
+    };
     tokio::select! {
         _ = term.recv() => tracing::info!("SIGTERM: rules stay"),
         _ = int.recv() => tracing::info!("SIGINT: rules stay"),
+        () = changed => anyhow::bail!("the file of --config has changed: ends to be started again with it"),
         () = died => anyhow::bail!("the sync loop ended"),
     }
     Ok(())
 }
 
-async fn serve_pages(config: &Config, pages: &Pages) {
+async fn serve_pages(config: &Config, pages: &Pages) -> Result<()> {
     for address in [config.healthz, config.metrics].into_iter().flatten() {
         match health::bind(address).await {
             Ok(listener) => {
                 tokio::spawn(health::serve(listener, pages.clone()));
             }
+            Err(error) if config.bind_hard_fail => {
+                return Err(error).with_context(|| format!("listen on {address}"));
+            }
             // As kube-proxy: services are more important than pages about them.
             Err(error) => tracing::error!("listen on {address}: {error}"),
         }
     }
+    Ok(())
 }
 
 /// Starts the loop on a thread of its own, where waiting for a program harms nobody.

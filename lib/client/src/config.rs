@@ -32,6 +32,14 @@ pub enum KubeconfigError {
     /// No kubeconfig was given, and this is not a pod with a service account.
     #[error("no --kubeconfig given and not in a pod: {0}")]
     InCluster(String),
+    /// The URL in place of the kubeconfig's is none.
+    #[error("--master {url:?}: {why}")]
+    Server {
+        /// The URL.
+        url: String,
+        /// What is wrong with it.
+        why: String,
+    },
 }
 
 /// The cryptography of every connection: `ring`, installed once for the process.
@@ -44,20 +52,55 @@ pub(crate) fn install_crypto() {
 }
 
 /// The connection described by the file at `path`, or by the pod's service account without one.
-pub(crate) async fn load(path: Option<&Path>) -> Result<kube::Client, KubeconfigError> {
+/// `server` is used in place of what they say.
+pub(crate) async fn load(
+    path: Option<&Path>,
+    server: Option<&str>,
+) -> Result<kube::Client, KubeconfigError> {
     install_crypto();
-    match path {
-        Some(path) => from_file(path).await,
-        None => {
-            let mut config =
-                kube::Config::incluster().map_err(|e| KubeconfigError::InCluster(chain(&e)))?;
-            config.default_retry = false;
-            kube::Client::try_from(config).map_err(|e| KubeconfigError::InCluster(chain(&e)))
+    let server = server.map(parse_server).transpose()?;
+    match (path, server) {
+        (Some(path), server) => from_file(path, server).await,
+        (None, Some(url)) => connect(kube::Config::new(url)).map_err(in_cluster),
+        (None, None) => {
+            let config = kube::Config::incluster().map_err(|e| in_cluster(chain(&e)))?;
+            connect(config).map_err(in_cluster)
         }
     }
 }
 
-async fn from_file(path: &Path) -> Result<kube::Client, KubeconfigError> {
+fn in_cluster(why: String) -> KubeconfigError {
+    KubeconfigError::InCluster(why)
+}
+
+fn parse_server(url: &str) -> Result<http::Uri, KubeconfigError> {
+    let fail = |why: String| KubeconfigError::Server {
+        url: url.to_owned(),
+        why,
+    };
+    // As client-go, takes a bare address for one of HTTP.
+    let whole = if url.contains("://") {
+        url.to_owned()
+    } else {
+        format!("http://{url}")
+    };
+    let parsed: http::Uri = whole.parse().map_err(|e| fail(chain(&e)))?;
+    match parsed.host() {
+        Some(host) if !host.is_empty() => Ok(parsed),
+        _ => Err(fail("no host".to_owned())),
+    }
+}
+
+fn connect(mut config: kube::Config) -> Result<kube::Client, String> {
+    // Callers decide what is tried again and when.
+    config.default_retry = false;
+    kube::Client::try_from(config).map_err(|e| chain(&e))
+}
+
+async fn from_file(
+    path: &Path,
+    server: Option<http::Uri>,
+) -> Result<kube::Client, KubeconfigError> {
     let file = Kubeconfig::read_from(path).map_err(|error| whole_file(path, &error))?;
     let names = Names::of(&file);
     let field = |(field, why): (String, String)| KubeconfigError::Field {
@@ -70,6 +113,9 @@ async fn from_file(path: &Path) -> Result<kube::Client, KubeconfigError> {
     let mut config = kube::Config::from_custom_kubeconfig(file, &options)
         .await
         .map_err(|error| field(names.locate(&error)))?;
+    if let Some(server) = server {
+        config.cluster_url = server;
+    }
     // Callers decide what is tried again and when.
     config.default_retry = false;
     kube::Client::try_from(config).map_err(|error| match &error {

@@ -1,5 +1,6 @@
 //! Flags of a daemon: parsed, or refused in one line that names the flag.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -12,7 +13,17 @@ const USAGE_EXIT: u8 = 2;
 /// # Errors
 /// The exit code to end with.
 pub fn parse<T: clap::Parser>() -> Result<T, ExitCode> {
-    let error = match T::try_parse() {
+    parse_from(std::env::args_os())
+}
+
+/// The same from `args`, of which the first is the program's name.
+///
+/// # Errors
+/// The exit code to end with.
+pub fn parse_from<T: clap::Parser, A: Into<OsString> + Clone>(
+    args: impl IntoIterator<Item = A>,
+) -> Result<T, ExitCode> {
+    let error = match T::try_parse_from(args) {
         Ok(args) => return Ok(args),
         Err(error) => error,
     };

@@ -53,8 +53,17 @@ impl Client {
     /// # Errors
     /// A broken configuration, in one line that names the file and the field.
     pub async fn connect(path: Option<&Path>) -> Result<Self> {
+        Self::connect_to(path, None).await
+    }
+
+    /// The same, to the API server at the URL `server` whatever the kubeconfig says. With a server
+    /// and no kubeconfig, as nobody.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub async fn connect_to(path: Option<&Path>, server: Option<&str>) -> Result<Self> {
         Ok(Self {
-            inner: config::load(path).await?,
+            inner: config::load(path, server).await?,
         })
     }
 

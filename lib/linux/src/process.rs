@@ -124,6 +124,22 @@ pub fn signal(pid: i32, signal: Signal) -> Result<()> {
     }
 }
 
+/// Says how willingly the kernel kills this process when memory is short (`proc(5)`): from -1000,
+/// never, to 1000. True when it was changed.
+///
+/// # Errors
+/// Lowering needs `CAP_SYS_RESOURCE`.
+pub fn set_oom_score_adj(score: i32) -> Result<bool> {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    let fail = |e: io::Error| Error::new(format!("set {FILE} to {score}"), e);
+    let wanted = score.to_string();
+    if std::fs::read_to_string(FILE).map_err(fail)?.trim() == wanted {
+        return Ok(false);
+    }
+    std::fs::write(FILE, wanted).map_err(fail)?;
+    Ok(true)
+}
+
 /// Resident memory in bytes (`VmRSS` of `/proc/PID/status`).
 pub fn resident_bytes(pid: i32) -> Result<u64> {
     let path = format!("/proc/{pid}/status");
