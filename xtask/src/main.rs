@@ -10,6 +10,7 @@ mod run;
 mod setup;
 mod test;
 mod tidy;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -70,12 +71,10 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Run a command under a kernel that has IPVS
-    Vm {
-        /// The command
-        #[arg(last = true)]
-        args: Vec<String>,
-    },
+    /// Run a command under a kernel that has IPVS, with this machine's files around it
+    Vm(vm::VmArgs),
+    #[command(flatten)]
+    Inside(vm::Inside),
     /// Rebuild the eBPF object
     Ebpf,
     /// Make release archives
@@ -84,7 +83,7 @@ enum Command {
 
 fn main() -> ExitCode {
     match dispatch(Args::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             println!("xtask: {error:#}");
             ExitCode::FAILURE
@@ -92,8 +91,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn dispatch(command: Command) -> Result<()> {
+fn dispatch(command: Command) -> Result<ExitCode> {
     match command {
+        Command::Vm(args) => return vm::run(&args),
+        Command::Inside(vm::Inside::First { dir, .. }) => vm::first_process(&dir),
+        Command::Inside(vm::Inside::Second { dir }) => {
+            let code = vm::second_process(&dir)?;
+            return Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)));
+        }
         Command::Setup { run_only } => setup::run(run_only),
         Command::Up { release, args } => run::up(release, &args),
         Command::Down { args } => run::down(&args),
@@ -102,8 +107,8 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Net { filter } => test::net(filter.as_deref()),
         Command::Tidy => tidy::run(),
         Command::Bench { name, json } => bench::run(name.as_deref(), json),
-        Command::Vm { .. } => bail!("vm: not yet (it comes with the IPVS mode)"),
         Command::Ebpf => bail!("ebpf: not yet (it comes with the eBPF mode)"),
         Command::Dist => bail!("dist: not yet (it comes with the first release)"),
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }

@@ -41,12 +41,7 @@ pub(crate) fn run(run_only: bool) -> Result<()> {
             wanted.push(("npm", "npm"));
         }
     }
-    let missing: Vec<_> = wanted
-        .iter()
-        .filter(|(_, program)| which(program).is_none())
-        .map(|(p, _)| *p)
-        .collect();
-    install(&missing)?;
+    ensure(&wanted)?;
     if !run_only {
         match kubectl() {
             Some(path) => println!("setup: kubectl {KUBECTL_VERSION} is at {}", path.display()),
@@ -57,9 +52,18 @@ pub(crate) fn run(run_only: bool) -> Result<()> {
     Ok(())
 }
 
+/// Installs those packages whose program is not there.
+pub(crate) fn ensure(packages: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<_> = packages
+        .iter()
+        .filter(|(_, program)| which(program).is_none())
+        .map(|(p, _)| *p)
+        .collect();
+    install(&missing)
+}
+
 fn install(missing: &[&str]) -> Result<()> {
     if missing.is_empty() {
-        println!("setup: all packages are there");
         return Ok(());
     }
     let list = missing.join(" ");

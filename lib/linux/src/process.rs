@@ -152,6 +152,19 @@ pub fn resident_bytes(pid: i32) -> Result<u64> {
         .ok_or_else(|| Error::other(format!("read {path}"), "no VmRSS line"))
 }
 
+/// Halts the machine at once, without asking anybody: for the first process of a guest.
+///
+/// # Errors
+/// Not allowed (`CAP_SYS_BOOT`). With success it does not come back.
+#[expect(unsafe_code, reason = "reboot(2) has no safe interface here")]
+pub fn power_off() -> Result<()> {
+    // SAFETY: the call takes no pointers.
+    let result = unsafe { libc::reboot(libc::RB_POWER_OFF) };
+    nix::errno::Errno::result(result)
+        .map(drop)
+        .map_err(|e| Error::new("power off", e))
+}
+
 /// The program's own directory: where its sibling programs are installed.
 pub fn sibling(name: &str) -> Result<PathBuf> {
     let me = std::env::current_exe().map_err(|e| Error::new("find own program file", e))?;
