@@ -73,6 +73,60 @@ impl Kernel {
         self.get_link(Some(index), None)
     }
 
+    /// Makes a dummy device, down: a place for addresses, from which nothing is ever sent.
+    ///
+    /// # Errors
+    /// The name is taken (`is_exists`), or the kernel has no such devices (`EOPNOTSUPP`).
+    pub fn add_dummy(&mut self, name: &str) -> Result<()> {
+        let message = M::NewLink(link::create_dummy(name));
+        let op = format_args!("make dummy device {name}");
+        self.netlink.change(op, message, NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Adds or deletes many addresses of one link in order; gives back the errors.
+    ///
+    /// # Errors
+    /// No such link.
+    pub fn change_addrs(
+        &mut self,
+        link: &str,
+        changes: &[(IpNetwork, bool)],
+    ) -> Result<Vec<(IpNetwork, Error)>> {
+        self.index(link)?;
+        let mut failed = Vec::new();
+        for (net, wanted) in changes {
+            let result = if *wanted {
+                self.ensure_addr(link, &Addr::new(*net))
+            } else {
+                self.ensure_no_addr(link, *net)
+            };
+            failed.extend(result.err().map(|e| (*net, e)));
+        }
+        Ok(failed)
+    }
+
+    /// All addresses of the namespace, with the names of their links.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn all_addrs(&mut self) -> Result<Vec<(String, Addr)>> {
+        let op = format_args!("list addresses");
+        let messages = self.netlink.dump(op, &M::GetAddress(addr::list(None)))?;
+        let mut all = Vec::new();
+        for message in &messages {
+            let M::NewAddress(message) = message else {
+                continue;
+            };
+            let Some((index, addr)) = addr::parse(message) else {
+                continue;
+            };
+            if let Some(name) = self.name(index)? {
+                all.push((name, addr));
+            }
+        }
+        Ok(all)
+    }
+
     fn get_link(&mut self, index: Option<u32>, name: Option<&str>) -> Result<Option<Link>> {
         let message = M::GetLink(link::get(index, name));
         let answer = match name {

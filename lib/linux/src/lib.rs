@@ -9,8 +9,10 @@ pub mod exec;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 pub mod fdb;
+mod genl;
 pub mod host;
 pub mod iptables;
+pub mod ipvs;
 pub mod kernel;
 pub mod link;
 pub mod mac;

@@ -237,6 +237,16 @@ pub(crate) fn create_bridge(new: &NewBridge) -> LinkMessage {
     message
 }
 
+pub(crate) fn create_dummy(name: &str) -> LinkMessage {
+    let mut message = named(name, None, None);
+    message
+        .attributes
+        .push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(
+            InfoKind::Dummy,
+        )]));
+    message
+}
+
 pub(crate) fn create_veth(new: &NewVeth, master: Option<u32>) -> LinkMessage {
     let mut peer = named(&new.peer_name, new.peer_mac, new.mtu);
     if let Some(NsRef(fd)) = new.peer_netns {
