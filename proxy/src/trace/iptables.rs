@@ -292,7 +292,7 @@ fn act(target: &Target, mut state: State) -> Act {
         Target::Return => Act::Returned(state),
         Target::Accept => end(Verdict::Accept, state),
         Target::Drop => end(Verdict::Drop, state),
-        Target::Reject => end(Verdict::Reject, state),
+        Target::Reject { .. } => end(Verdict::Reject, state),
         Target::SetMark(bit) => {
             state.mark |= bit;
             Act::On(state)

@@ -9,7 +9,7 @@ use super::names;
 use super::rule::{ChainName, ChainRef, Match, Rule, Target, from, port, to};
 use crate::backend::{DetectLocal, Settings};
 use crate::model::decide::Target as Endpoint;
-use crate::model::{BySource, Decision, Path, Set, SourceFilter, Verdict};
+use crate::model::{BySource, Decision, Path, Protocol, Set, SourceFilter, Verdict};
 
 /// A dispatch tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,10 +83,10 @@ impl Planner<'_> {
             self.external();
         }
         if let Some(number) = decision.health_check_node_port {
-            let matches = [port(crate::model::Protocol::Tcp, number)];
+            let matches = [port(Protocol::Tcp, number)];
             let rule = Rule::new(matches, Target::Accept)
                 .comment(format!("{} health check node port", self.name));
-            let key = Key::port(crate::model::Protocol::Tcp, number);
+            let key = Key::port(Protocol::Tcp, number);
             self.plan.entries.insert((Tree::Health, key), rule);
         }
         self.plan
@@ -198,6 +198,12 @@ impl Planner<'_> {
         )
     }
 
+    fn reject(&self) -> Target {
+        Target::Reject {
+            tcp_reset: self.decision.name.protocol == Protocol::Tcp,
+        }
+    }
+
     fn internal(&mut self) {
         let decision = self.decision;
         let Some(ip) = decision.cluster_ip else {
@@ -208,7 +214,7 @@ impl Planner<'_> {
                 let chain = Target::Jump(self.set_name(set));
                 (Tree::Services, chain, "cluster IP")
             }
-            Verdict::Reject => (Tree::NoCluster, Target::Reject, "has no endpoints"),
+            Verdict::Reject => (Tree::NoCluster, self.reject(), "has no endpoints"),
             Verdict::Drop => (Tree::NoCluster, Target::Drop, "has no local endpoints"),
         };
         self.address_entry(tree, ip, target, what);
@@ -219,7 +225,7 @@ impl Planner<'_> {
         let paths = decision.external;
         let refused = match paths.outside.verdict {
             Verdict::Forward(_) => None,
-            Verdict::Reject => Some((Target::Reject, "has no endpoints")),
+            Verdict::Reject => Some((self.reject(), "has no endpoints")),
             Verdict::Drop => Some((Target::Drop, "has no local endpoints")),
         };
         if let Some((target, what)) = refused {

@@ -64,7 +64,8 @@ impl Display for Target {
             Self::Return => f.write_str("-j RETURN"),
             Self::Accept => f.write_str("-j ACCEPT"),
             Self::Drop => f.write_str("-j DROP"),
-            Self::Reject => f.write_str("-j REJECT"),
+            Self::Reject { tcp_reset: false } => f.write_str("-j REJECT"),
+            Self::Reject { tcp_reset: true } => f.write_str("-j REJECT --reject-with tcp-reset"),
             Self::SetMark(bit) => write!(f, "-j MARK --or-mark {bit:#x}"),
             Self::FlipMark(bit) => write!(f, "-j MARK --xor-mark {bit:#x}"),
             Self::Masquerade { random_fully } => {

@@ -160,8 +160,13 @@ pub enum Target {
     Accept,
     /// Is dropped.
     Drop,
-    /// Is refused with ICMP port unreachable.
-    Reject,
+    /// Is refused.
+    Reject {
+        /// With a reset, for TCP: a client that is just sending takes ICMP for a passing trouble and
+        /// tries again after a second, and the kernel sends only so many ICMP messages a second.
+        /// Otherwise with ICMP port unreachable.
+        tcp_reset: bool,
+    },
     /// Sets the bit in the mark, and goes on.
     SetMark(u32),
     /// Turns the bit of the mark over, and goes on.
@@ -231,7 +236,7 @@ impl Hook {
             Target::Return
             | Target::Accept
             | Target::Drop
-            | Target::Reject
+            | Target::Reject { .. }
             | Target::SetMark(_)
             | Target::FlipMark(_)
             | Target::Masquerade { .. }
