@@ -21,6 +21,7 @@ pub mod neigh;
 pub mod netlink;
 pub mod netns;
 mod nfnetlink;
+pub mod nftables;
 pub mod notify;
 pub mod process;
 pub mod route;

@@ -27,9 +27,15 @@ const NLA_F_NESTED: u16 = 1 << 15;
 const NLA_TYPE_MASK: u16 = 0x3fff;
 
 const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
+pub(crate) const NLM_F_ACK: u16 = 4;
 const NLM_F_DUMP: u16 = 0x300;
 const NLM_F_DUMP_INTR: u16 = 0x10;
+/// An answer without the body of what it answers.
+const NLM_F_CAPPED: u16 = 0x100;
+/// An answer with attributes.
+const NLM_F_ACK_TLVS: u16 = 0x200;
+/// The kernel's explanation as text.
+const NLMSGERR_ATTR_MSG: u16 = 1;
 
 /// How long the kernel may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -42,6 +48,8 @@ const RECEIVE_BYTES: usize = 64 << 10;
 pub(crate) struct Message<'a> {
     /// Subsystem in the upper byte, message in the lower.
     pub(crate) kind: u16,
+    /// Port of the socket whose request this tells of or answers.
+    pub(crate) port: u32,
     /// `AF_INET` or `AF_INET6`, where the message is about one family.
     pub(crate) family: u8,
     /// All attributes.
@@ -78,16 +86,89 @@ pub(crate) fn put(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
 
 /// Writes an attribute that holds others.
 pub(crate) fn put_nested(out: &mut Vec<u8>, kind: u16, write: impl FnOnce(&mut Vec<u8>)) {
-    let mut inner = Vec::new();
-    write(&mut inner);
-    put(out, kind | NLA_F_NESTED, &inner);
+    let start = out.len();
+    put(out, kind | NLA_F_NESTED, &[]);
+    write(out);
+    let length = u16::try_from(out.len() - start).unwrap_or(u16::MAX);
+    out[start..start + 2].copy_from_slice(&length.to_ne_bytes());
+}
+
+/// Writes a message: `struct nlmsghdr`, `struct nfgenmsg`, and what `write` adds.
+pub(crate) fn put_message(
+    out: &mut Vec<u8>,
+    sequence: u32,
+    kind: u16,
+    flags: u16,
+    generic: [u8; GENERIC_BYTES],
+    write: impl FnOnce(&mut Vec<u8>),
+) {
+    let start = out.len();
+    out.extend([0; 4]);
+    out.extend(kind.to_ne_bytes());
+    out.extend((flags | NLM_F_REQUEST).to_ne_bytes());
+    out.extend(sequence.to_ne_bytes());
+    out.extend([0; 4]);
+    out.extend(generic);
+    write(out);
+    let length = u32::try_from(out.len() - start).unwrap_or(u32::MAX);
+    out[start..start + 4].copy_from_slice(&length.to_ne_bytes());
+    out.resize(out.len().next_multiple_of(4), 0);
 }
 
 /// What one netlink message is.
 enum Part<'a> {
     Message(Message<'a>),
-    /// The end of a dump, or an acknowledgement: 0, or an error number.
-    End(i32),
+    /// The end of a dump, or an acknowledgement.
+    End(Answer),
+}
+
+/// The kernel's answer to one message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Answer {
+    /// Of the message.
+    pub(crate) sequence: u32,
+    /// 0, or an error number.
+    pub(crate) code: i32,
+    /// The kernel's own words, where it has any.
+    pub(crate) text: Option<String>,
+}
+
+impl Answer {
+    /// From what stands behind the header of an error, an acknowledgement or the end of a dump:
+    /// the code, then (not at the end of a dump) the header of the request and attributes.
+    fn read(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Self {
+        let code = body.get(..4).and_then(|code| code.try_into().ok());
+        let skip = match kind {
+            NLMSG_ERROR if flags & NLM_F_CAPPED != 0 => 4 + HEADER_BYTES,
+            NLMSG_ERROR => {
+                let length = body.get(4..8).and_then(|length| length.try_into().ok());
+                let length = length.map_or(0, u32::from_ne_bytes);
+                4 + usize::try_from(length)
+                    .unwrap_or_default()
+                    .next_multiple_of(4)
+            }
+            _ => 4,
+        };
+        let told = (flags & NLM_F_ACK_TLVS != 0).then(|| body.get(skip..).unwrap_or_default());
+        let text = told.and_then(|told| attribute(told, NLMSGERR_ATTR_MSG));
+        let text = text.map(|text| String::from_utf8_lossy(trim_nul(text)).into_owned());
+        Self {
+            sequence,
+            code: code.map_or(0, i32::from_ne_bytes).saturating_neg(),
+            text,
+        }
+    }
+
+    /// As an error of operation `op`.
+    pub(crate) fn error(&self, op: &str) -> Error {
+        let error = Error::new(op, io::Error::from_raw_os_error(self.code));
+        error.with_detail(self.text.as_deref().unwrap_or_default())
+    }
+}
+
+/// Without the NUL at the end of a string.
+pub(crate) fn trim_nul(text: &[u8]) -> &[u8] {
+    text.strip_suffix(&[0]).unwrap_or(text)
 }
 
 /// The messages in a datagram, with their flags and sequence numbers.
@@ -98,15 +179,14 @@ fn parts(datagram: &[u8]) -> impl Iterator<Item = (u16, u32, Part<'_>)> {
         let kind = u16::from_ne_bytes(rest.get(4..6)?.try_into().ok()?);
         let flags = u16::from_ne_bytes(rest.get(6..8)?.try_into().ok()?);
         let sequence = u32::from_ne_bytes(rest.get(8..12)?.try_into().ok()?);
+        let port = u32::from_ne_bytes(rest.get(12..16)?.try_into().ok()?);
         let body = rest.get(HEADER_BYTES..length)?;
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         let part = match kind {
-            NLMSG_ERROR | NLMSG_DONE => {
-                let code = body.get(..4).and_then(|code| code.try_into().ok());
-                Part::End(code.map_or(0, i32::from_ne_bytes).saturating_neg())
-            }
+            NLMSG_ERROR | NLMSG_DONE => Part::End(Answer::read(kind, flags, sequence, body)),
             kind => Part::Message(Message {
                 kind,
+                port,
                 family: *body.first()?,
                 attributes: body.get(GENERIC_BYTES..)?,
             }),
@@ -119,8 +199,14 @@ fn parts(datagram: &[u8]) -> impl Iterator<Item = (u16, u32, Part<'_>)> {
 #[derive(Debug)]
 pub(crate) struct NfSocket {
     socket: Socket,
+    port: u32,
     sequence: u32,
+    /// The most bytes that fit into one datagram.
+    send_bytes: usize,
 }
+
+/// The kernel's usual `net.core.wmem_default`, less what it may take for itself.
+const SEND_BYTES: usize = 128 << 10;
 
 impl AsFd for NfSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -133,15 +219,18 @@ impl NfSocket {
     pub(crate) fn open() -> Result<Self> {
         let fail = |e: io::Error| Error::new("open a netfilter socket", e);
         let mut socket = Socket::new(NETLINK_NETFILTER).map_err(fail)?;
-        socket.bind_auto().map_err(fail)?;
+        let port = socket.bind_auto().map_err(fail)?.port_number();
         socket.connect(&SocketAddr::new(0, 0)).map_err(fail)?;
         let seconds = i64::try_from(ANSWER_TIMEOUT.as_secs()).unwrap_or(i64::MAX);
         let limit = TimeVal::seconds(seconds);
         setsockopt(&socket, sockopt::ReceiveTimeout, &limit).map_err(|e| fail(e.into()))?;
         drop(socket.set_cap_ack(true));
+        drop(socket.set_ext_ack(true));
         Ok(Self {
             socket,
+            port,
             sequence: 0,
+            send_bytes: SEND_BYTES,
         })
     }
 
@@ -149,13 +238,69 @@ impl NfSocket {
     pub(crate) fn listen(group: u32) -> Result<Self> {
         let fail = |e: io::Error| Error::new("listen for netfilter notifications", e);
         let mut socket = Socket::new(NETLINK_NETFILTER).map_err(fail)?;
-        socket.bind_auto().map_err(fail)?;
+        let port = socket.bind_auto().map_err(fail)?.port_number();
         socket.add_membership(group).map_err(fail)?;
         socket.set_non_blocking(true).map_err(fail)?;
         Ok(Self {
             socket,
+            port,
             sequence: 0,
+            send_bytes: SEND_BYTES,
         })
+    }
+
+    /// The port by which the kernel knows this socket.
+    pub(crate) fn port(&self) -> u32 {
+        self.port
+    }
+
+    /// Holds as many bytes of notifications as `bytes` before the kernel throws some away; as many
+    /// as it allows without the right to more.
+    pub(crate) fn set_receive_bytes(&self, bytes: usize) {
+        if setsockopt(&self.socket, sockopt::RcvBufForce, &bytes).is_err() {
+            let plain = setsockopt(&self.socket, sockopt::RcvBuf, &bytes);
+            plain.unwrap_or_default();
+        }
+    }
+
+    /// The next `count` sequence numbers; returns the first.
+    pub(crate) fn sequences(&mut self, count: u32) -> u32 {
+        let first = self.sequence.wrapping_add(1);
+        self.sequence = self.sequence.wrapping_add(count);
+        first
+    }
+
+    /// Sends messages that the kernel works on before the call returns, and hands `each` all
+    /// answers.
+    pub(crate) fn transact(
+        &mut self,
+        op: &str,
+        datagram: &[u8],
+        mut each: impl FnMut(Answer),
+    ) -> Result<()> {
+        if datagram.len() > self.send_bytes {
+            let bytes = datagram.len().next_power_of_two();
+            setsockopt(&self.socket, sockopt::SndBufForce, &bytes)
+                .map_err(|e| Error::new(format!("{op}: room for {bytes} bytes"), e))?;
+            self.send_bytes = bytes;
+        }
+        let sent = self.socket.send(datagram, 0);
+        sent.map_err(|e| Error::new(op, e))?;
+        let mut buffer = Vec::with_capacity(RECEIVE_BYTES);
+        loop {
+            buffer.clear();
+            match self.socket.recv(&mut buffer, libc::MSG_DONTWAIT) {
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(Error::new(op, e)),
+            }
+            for (_, _, part) in parts(&buffer) {
+                if let Part::End(answer) = part {
+                    each(answer);
+                }
+            }
+        }
     }
 
     /// One datagram of notifications; `None` when there is none.
@@ -173,13 +318,16 @@ impl NfSocket {
         self.sequence = self.sequence.wrapping_add(1);
         let length = HEADER_BYTES + GENERIC_BYTES + body.len();
         let mut datagram = Vec::with_capacity(length);
-        datagram.extend(u32::try_from(length).unwrap_or(u32::MAX).to_ne_bytes());
-        datagram.extend(kind.to_ne_bytes());
-        datagram.extend((flags | NLM_F_REQUEST).to_ne_bytes());
-        datagram.extend(self.sequence.to_ne_bytes());
-        datagram.extend([0; 4]);
-        datagram.extend([family, 0, 0, 0]);
-        datagram.extend(body);
+        put_message(
+            &mut datagram,
+            self.sequence,
+            kind,
+            flags,
+            [family, 0, 0, 0],
+            |out| {
+                out.extend(body);
+            },
+        );
         let sent = self.socket.send(&datagram, 0);
         sent.map(drop).map_err(|e| Error::new(op, e))
     }
@@ -188,6 +336,19 @@ impl NfSocket {
     pub(crate) fn change(&mut self, op: &str, kind: u16, family: u8, body: &[u8]) -> Result<()> {
         self.send(op, kind, NLM_F_ACK, family, body)?;
         self.answers(op, |_| {}).map(drop)
+    }
+
+    /// Asks for one object and hands it to `each`.
+    pub(crate) fn get(
+        &mut self,
+        op: &str,
+        kind: u16,
+        family: u8,
+        body: &[u8],
+        each: impl FnMut(Message<'_>),
+    ) -> Result<()> {
+        self.send(op, kind, NLM_F_ACK, family, body)?;
+        self.answers(op, each).map(drop)
     }
 
     /// Lists; calls `each` for every object. True when the list was interrupted by changes, so that
@@ -218,10 +379,8 @@ impl NfSocket {
                 interrupted |= flags & NLM_F_DUMP_INTR != 0;
                 match part {
                     Part::Message(message) => each(message),
-                    Part::End(0) => return Ok(interrupted),
-                    Part::End(code) => {
-                        return Err(Error::new(op, io::Error::from_raw_os_error(code)));
-                    }
+                    Part::End(answer) if answer.code == 0 => return Ok(interrupted),
+                    Part::End(answer) => return Err(answer.error(op)),
                 }
             }
         }

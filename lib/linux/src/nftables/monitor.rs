@@ -1,0 +1,111 @@
+//! Notifications: who changed which table.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+
+use super::{Family, Generation, message, text};
+use crate::error::Result;
+use crate::nfnetlink::{Message, NfSocket, attribute, notifications};
+
+/// `NFNLGRP_NFTABLES`.
+const GROUP: u32 = 7;
+
+/// `NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`, `NFTA_RULE_TABLE`, `NFTA_SET_TABLE` and
+/// `NFTA_SET_ELEM_LIST_TABLE`: all the same.
+const TABLE: u16 = 1;
+
+/// Room for notifications that nobody has read yet: some ten thousand elements.
+const RECEIVE_BYTES: usize = 4 << 20;
+
+/// One change of something in a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Edit<'a> {
+    /// Family of the table.
+    pub family: Family,
+    /// Name of the table.
+    pub table: &'a str,
+    /// Something was deleted; else made or changed.
+    pub deletes: bool,
+    /// What it was are elements of a set.
+    pub of_elements: bool,
+    /// [`super::Nftables::port`] of whoever made the change.
+    pub port: u32,
+}
+
+/// What the monitor saw.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Seen<'a> {
+    /// A change.
+    Edit(Edit<'a>),
+    /// The end of a transaction, with whoever made it.
+    Done(Generation),
+    /// The kernel had to throw notifications away.
+    Lost,
+}
+
+/// A socket that becomes readable when tables change. The kernel sends what a transaction did
+/// before it answers whoever made it: one who drains the socket after a transaction of his own has
+/// seen the last of it.
+#[derive(Debug)]
+pub struct Monitor {
+    socket: NfSocket,
+}
+
+impl AsRawFd for Monitor {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_fd().as_raw_fd()
+    }
+}
+
+impl Monitor {
+    /// Listens in the calling thread's network namespace. The descriptor does not block.
+    ///
+    /// # Errors
+    /// The kernel has no nf_tables.
+    pub fn open() -> Result<Self> {
+        let socket = NfSocket::listen(GROUP)?;
+        socket.set_receive_bytes(RECEIVE_BYTES);
+        Ok(Self { socket })
+    }
+
+    /// Reads all notifications that are there.
+    pub fn drain(&self, mut each: impl FnMut(Seen<'_>)) {
+        let mut buffer = Vec::new();
+        loop {
+            match self.socket.receive(&mut buffer) {
+                Ok(true) => notifications(&buffer, |message| read(message, &mut each)),
+                Ok(false) => return,
+                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => each(Seen::Lost),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+fn read(found: Message<'_>, each: &mut impl FnMut(Seen<'_>)) {
+    if found.kind == message::NEW_GENERATION {
+        each(Seen::Done(Generation::read(found.attributes)));
+        return;
+    }
+    let Some(family) = Family::of(found.family) else {
+        return;
+    };
+    let table = attribute(found.attributes, TABLE)
+        .map(text)
+        .unwrap_or_default();
+    each(Seen::Edit(Edit {
+        family,
+        table: &table,
+        deletes: matches!(
+            found.kind,
+            message::DELETE_TABLE
+                | message::DELETE_CHAIN
+                | message::DELETE_RULE
+                | message::DELETE_SET
+                | message::DELETE_ELEMENTS
+        ),
+        of_elements: matches!(found.kind, message::NEW_ELEMENTS | message::DELETE_ELEMENTS),
+        port: found.port,
+    }));
+}
