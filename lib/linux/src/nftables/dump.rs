@@ -1,6 +1,8 @@
 //! The socket: transactions, and lists of what a table has.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
+use std::time::Duration;
 
 use super::batch::{Batch, TABLE_NAME};
 use super::chain::{
@@ -22,7 +24,11 @@ const GENERATION_PID: u16 = 2;
 const GENERATION_NAME: u16 = 3;
 
 /// How often a list that changes interrupted is started again before it is an error.
-const DUMP_TRIES: usize = 20;
+const DUMP_TRIES: u32 = 20;
+
+/// Wait before a list is started again, longer each time: others are changing tables, or the kernel
+/// is moving a set into a larger hash table.
+const DUMP_REST: Duration = Duration::from_millis(1);
 
 /// A chain of a table.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -188,21 +194,24 @@ impl Nftables {
         kind: u16,
         table: &TableRef,
         body: &[u8],
-        mut each: impl FnMut(Message<'_>, &mut Vec<T>),
+        mut each: impl FnMut(Message<'_>, &mut List<T>),
     ) -> Result<Vec<T>> {
-        let mut all = Vec::new();
-        for _ in 0..DUMP_TRIES {
-            all.clear();
+        for tries in 0..DUMP_TRIES {
+            let mut list = List {
+                all: Vec::new(),
+                keys: Vec::new(),
+            };
             let family = table.family.number();
             let interrupted = self
                 .socket
-                .dump(op, kind, family, body, |message| each(message, &mut all));
+                .dump(op, kind, family, body, |message| each(message, &mut list));
             match interrupted {
-                Ok(false) => return Ok(all),
-                Ok(true) => {}
+                Ok(false) if list.is_whole() => return Ok(list.all),
+                Ok(_) => {}
                 Err(e) if e.errno() == Some(libc::EINTR) => {}
                 Err(e) => return Err(e),
             }
+            std::thread::sleep(DUMP_REST * (tries + 1));
         }
         let error = io::Error::from_raw_os_error(libc::EINTR);
         Err(Error::new(op, error).with_detail(format!("changed {DUMP_TRIES} times meanwhile")))
@@ -221,7 +230,7 @@ impl Nftables {
             if is_of(&message, CHAIN_TABLE, table)
                 && let Some(name) = attribute(message.attributes, CHAIN_NAME)
             {
-                all.push(ListedChain {
+                all.all.push(ListedChain {
                     name: text(name),
                     is_base: attribute(message.attributes, CHAIN_HOOK).is_some(),
                 });
@@ -244,7 +253,7 @@ impl Nftables {
             if is_of(&message, RULE_TABLE, table)
                 && let (Some(chain), Some(handle)) = (get(RULE_CHAIN), get(RULE_HANDLE))
             {
-                all.push(ListedRule {
+                all.all.push(ListedRule {
                     chain: text(chain),
                     handle: u64_of(handle).unwrap_or_default(),
                     comment: get(RULE_USERDATA)
@@ -268,7 +277,7 @@ impl Nftables {
             if is_of(&message, SET_TABLE, table)
                 && let Some(name) = get(SET_NAME)
             {
-                all.push(ListedSet {
+                all.all.push(ListedSet {
                     name: text(name),
                     flags: number(SET_FLAGS),
                     key_type: number(SET_KEY_TYPE),
@@ -320,10 +329,28 @@ impl Nftables {
             let list = attribute(message.attributes, ELEMENTS_LIST).unwrap_or_default();
             for (_, bytes) in attributes(list) {
                 if let Some((element, end)) = Element::read(bytes) {
-                    all.extend(each(element, end));
+                    let mut hasher = DefaultHasher::new();
+                    (&element.key, end).hash(&mut hasher);
+                    all.keys.push(hasher.finish());
+                    all.all.extend(each(element, end));
                 }
             }
         })
+    }
+}
+
+/// What was listed so far.
+struct List<T> {
+    all: Vec<T>,
+    /// Hashes of the keys of elements. While a hash table grows, the kernel lists some elements
+    /// twice, and leaves out as many.
+    keys: Vec<u64>,
+}
+
+impl<T> List<T> {
+    fn is_whole(&mut self) -> bool {
+        self.keys.sort_unstable();
+        self.keys.windows(2).all(|pair| pair[0] != pair[1])
     }
 }
 
