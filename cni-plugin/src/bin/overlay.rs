@@ -1,74 +1,25 @@
 //! `overlay`: joins the pods of all nodes. One daemon on each node.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use api::core::Node;
-use clap::Parser;
 use client::{Client, Patch, Resource, Selection};
+use cni_plugin::overlay::condition;
 use cni_plugin::overlay::daemon::{self, Annotations};
+use cni_plugin::overlay::flags::{self, Args};
+use cni_plugin::overlay::health::{self, Health};
 use cni_plugin::overlay::model::Settings;
-use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-/// The wait between attempts to publish this node's annotations.
-const PUBLISH_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
-
-/// Joins the pods of all nodes by VXLAN, masquerades what leaves the cluster, and writes the CNI
-/// configuration of this node.
-#[derive(Debug, Parser)]
-#[command(name = "overlay", version)]
-struct Args {
-    /// Kubeconfig file; without it, the service account of the pod this runs in
-    #[arg(long, value_name = "FILE")]
-    kubeconfig: Option<PathBuf>,
-    /// This node's name in the API
-    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
-    node_name: String,
-    /// Link that leads to the other nodes [default: the one with the node's address, else the
-    /// default route's]
-    #[arg(long, value_name = "LINK")]
-    iface: Option<String>,
-    /// Directory for the CNI configuration
-    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
-    cni_conf_dir: PathBuf,
-    /// Directory in which the CNI plugin keeps the leases of pod addresses
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/cni/networks")]
-    cni_state_dir: PathBuf,
-    /// VXLAN network identifier, equal on all nodes
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..1 << 24))]
-    vni: u32,
-    /// UDP port of VXLAN, equal on all nodes
-    #[arg(long, default_value_t = 8472, value_parser = clap::value_parser!(u16).range(1..))]
-    port: u16,
-    /// Networks of all pods of the cluster; traffic to anywhere else is masqueraded
-    #[arg(
-        long,
-        value_name = "NETWORKS",
-        value_delimiter = ',',
-        value_parser = network,
-        default_value = "10.244.0.0/16,fd00:10:244::/56"
-    )]
-    cluster_cidr: Vec<IpNetwork>,
-    /// Keep iptables chains that masquerade what leaves the cluster and let pods' traffic pass
-    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
-    masquerade: bool,
-    /// What to log (tracing's filter syntax)
-    #[arg(long, value_name = "FILTER", default_value = "info")]
-    log_level: String,
-    /// Remove everything this daemon made on this node, and end
-    #[arg(long)]
-    cleanup: bool,
-}
-
-fn network(text: &str) -> Result<IpNetwork, String> {
-    api::cidr::parse_cidr(text).map_err(|e| e.to_string())
-}
+/// The wait between attempts to write to this node's object.
+const WRITE_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
 fn main() -> ExitCode {
     let args: Args = match client::flags::parse() {
@@ -86,7 +37,7 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> Result<()> {
     log_to_stderr(&args.log_level)?;
-    let settings = settings(&args)?;
+    let settings = flags::settings(&args, linux::kernel::release())?;
     if args.cleanup {
         return daemon::cleanup(&settings).map_err(anyhow::Error::msg);
     }
@@ -116,37 +67,28 @@ fn log_to_stderr(filter: &str) -> Result<()> {
     }
 }
 
-fn settings(args: &Args) -> Result<Settings> {
-    let absolute = |flag: &str, dir: &PathBuf| {
-        std::path::absolute(dir).with_context(|| format!("--{flag} {}", dir.display()))
-    };
-    if args.node_name.is_empty() {
-        bail!("--node-name must not be empty");
-    }
-    Ok(Settings {
-        node_name: args.node_name.clone(),
-        iface: args.iface.clone(),
-        cni_conf_dir: absolute("cni-conf-dir", &args.cni_conf_dir)?,
-        cni_state_dir: absolute("cni-state-dir", &args.cni_state_dir)?,
-        vni: args.vni,
-        port: args.port,
-        cluster_cidrs: args.cluster_cidr.clone(),
-        masquerade: args.masquerade,
-    })
-}
-
 async fn serve(args: Args, settings: Settings) -> Result<()> {
     let client = Client::connect(args.kubeconfig.as_deref()).await?;
+    let health = Arc::new(Health::default());
+    if args.healthz_port > 0 {
+        let address = SocketAddr::new(args.healthz_ip, args.healthz_port);
+        let listener = health::listen(address).await?;
+        tokio::spawn(health::serve(Arc::clone(&health), listener));
+    }
     let nodes = client.watch::<Node>(Resource::NODES, Selection::default());
     let (sender, receiver) = watch::channel(Annotations::new());
-    tokio::spawn(publish(client, settings.node_name.clone(), receiver));
+    let node = settings.node_name.clone();
+    tokio::spawn(publish(client.clone(), node.clone(), receiver));
     let publish = |annotations| drop(sender.send_replace(annotations));
     let ready = || {
         if let Err(error) = linux::notify::ready() {
             tracing::warn!("{error}");
         }
+        if args.set_node_network_unavailable {
+            tokio::spawn(set_condition(client, node));
+        }
     };
-    daemon::run(settings, nodes, publish, ready, stopped()?).await?;
+    daemon::run(settings, nodes, publish, ready, health, stopped()?).await?;
     Ok(())
 }
 
@@ -165,7 +107,7 @@ fn stopped() -> Result<impl Future<Output = ()>> {
 /// Writes whatever annotations come in to this node's object, until each is written.
 async fn publish(client: Client, node: String, mut wanted: watch::Receiver<Annotations>) {
     while wanted.changed().await.is_ok() {
-        let mut wait = PUBLISH_RETRY.0;
+        let mut wait = WRITE_RETRY.0;
         loop {
             let annotations = wanted.borrow_and_update().clone();
             let patch = json!({"metadata": {"annotations": annotations}});
@@ -177,7 +119,24 @@ async fn publish(client: Client, node: String, mut wanted: watch::Receiver<Annot
                 Err(error) => tracing::warn!("publish how this node is reached: {error}"),
             }
             tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(PUBLISH_RETRY.1);
+            wait = (wait * 2).min(WRITE_RETRY.1);
         }
+    }
+}
+
+/// Says in the Node's status that its network is there, until it is said.
+async fn set_condition(client: Client, node: String) {
+    let mut wait = WRITE_RETRY.0;
+    loop {
+        let patch = condition::patch(jiff::Timestamp::now());
+        let result = client
+            .patch_status::<Value>(Resource::NODES, None, &node, Patch::Strategic, &patch)
+            .await;
+        match result {
+            Ok(_) => return,
+            Err(error) => tracing::warn!("set the condition NetworkUnavailable: {error}"),
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(WRITE_RETRY.1);
     }
 }

@@ -4,7 +4,7 @@
 use linux::{Host, Result};
 
 use super::diff::Change;
-use super::model::{NewVxlan, Route};
+use super::model::{Entry, NewVxlan, Route};
 
 /// Makes the changes, in order. Gives what failed; what is gone already, or there already, did not.
 pub fn apply(host: &mut dyn Host, changes: &[Change]) -> Vec<linux::Error> {
@@ -20,18 +20,25 @@ pub fn apply(host: &mut dyn Host, changes: &[Change]) -> Vec<linux::Error> {
 
 fn one(host: &mut dyn Host, change: &Change) -> Result<()> {
     match change {
-        Change::DelRoute(route) => host.ensure_no_route(route).map(drop),
-        Change::DelNeigh(dev, neigh) => unless_gone(host.del_neigh(dev, neigh)),
-        Change::DelFdb(dev, entry) => unless_gone(host.del_fdb(dev, entry)),
         Change::DelLink(name) => host.ensure_no_link(name).map(drop),
         Change::AddVxlan(new) => add_vxlan(host, new),
+        Change::AddWireGuard(name, mtu) => host.add_wireguard(name, Some(*mtu)),
+        Change::SetWireGuard(name, config) => host.set_wireguard(name, config),
         Change::SetLink(name, change) => host.set_link(name, change),
+        Change::NoTxChecksum(name) => host.set_tx_checksum(name, false),
         Change::DelAddr(dev, net) => host.ensure_no_addr(dev, *net).map(drop),
         Change::AddAddr(dev, addr) => host.ensure_addr(dev, addr).map(drop),
         Change::Sysctl(key, value) => host.ensure_sysctl(key, value).map(drop),
-        Change::SetNeigh(dev, neigh) => host.replace_neigh(dev, neigh),
-        Change::SetFdb(dev, entry) => host.replace_fdb(dev, entry),
-        Change::SetRoute(route) => set_route(host, route),
+        Change::Set(Entry::Neigh(dev, neigh)) => host.replace_neigh(dev, neigh),
+        Change::Set(Entry::Fdb(dev, entry)) => host.replace_fdb(dev, entry),
+        Change::Set(Entry::WgPeer(dev, peer)) => host.set_wireguard_peer(dev, peer),
+        Change::Set(Entry::Route(route)) => set_route(host, route),
+        Change::Del(Entry::Neigh(dev, neigh)) => unless_gone(host.del_neigh(dev, neigh)),
+        Change::Del(Entry::Fdb(dev, entry)) => unless_gone(host.del_fdb(dev, entry)),
+        Change::Del(Entry::WgPeer(dev, peer)) => {
+            unless_gone(host.del_wireguard_peer(dev, peer.key))
+        }
+        Change::Del(Entry::Route(route)) => unless_gone(host.del_route(route)),
     }
 }
 
@@ -41,7 +48,6 @@ fn unless_gone(result: Result<()>) -> Result<()> {
         other => other,
     }
 }
-
 /// Two devices of one VNI and port cannot be: says which one is in the way.
 fn add_vxlan(host: &mut dyn Host, new: &NewVxlan) -> Result<()> {
     let error = match host.add_vxlan(new) {

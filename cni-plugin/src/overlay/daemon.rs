@@ -1,27 +1,38 @@
-//! The loop: nodes and the kernel's notifications mark the state as dirty; a sync compares all of it
-//! and mends what differs.
+//! The loop: nodes and the kernel's notifications say what is due; a sync mends it. One node's
+//! change or one notification costs what it changes; everything is compared at the start, when a
+//! device or the underlay changes, after a failure, and each minute.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use api::core::Node;
 use api::watch::Event;
 use futures::{FutureExt, Stream, StreamExt};
 use linux::Host;
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::events::{Events, Interest};
+use super::events::{Events, Interest, Told};
+use super::files;
 use super::firewall::Firewall;
-use super::model::{Desired, Own, Peer, Settings};
-use super::nodes::Nodes;
-use super::underlay::{self, NoUnderlay};
-use super::{apply, conflist, diff, observe, plan};
+use super::health::Health;
+use super::model::{Entry, Key, Settings};
+use super::nodes::{News, Nodes};
+use super::observe;
+use super::sync::{Overlay, Synced};
+use super::wall::Wall;
 
-/// What comes within this time of a first change is mended with it.
+/// What comes within this time of a first change of devices or links is mended with it.
 const GATHER: Duration = Duration::from_millis(10);
+
+/// The same for single entries. Short, since it is a lost packet's wait; not zero, so that someone
+/// who insists on the opposite does not keep us busy.
+const GATHER_ENTRIES: Duration = Duration::from_millis(1);
+
+/// More notifications than this at a time are dearer than comparing everything.
+const TOLD_MAX: usize = 1000;
 
 /// The shortest and longest wait after a sync that failed.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
@@ -33,75 +44,6 @@ const FULL: Duration = Duration::from_secs(60);
 /// Changes of this node's annotations; `None` takes one away.
 pub type Annotations = BTreeMap<String, Option<String>>;
 
-/// What became of a sync.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Synced {
-    /// Changes made.
-    pub changes: usize,
-    /// What failed.
-    pub failures: Vec<String>,
-    /// What could not be honoured.
-    pub problems: Vec<String>,
-    /// What this node's annotations lack.
-    pub annotations: Annotations,
-    /// What to listen for.
-    pub interest: Interest,
-}
-
-/// Compares everything and mends what differs; at last writes the CNI configuration.
-///
-/// # Errors
-/// There is no underlay, or the kernel cannot be asked.
-pub fn sync(
-    host: &mut dyn Host,
-    settings: &Settings,
-    own: &Own,
-    peers: &BTreeMap<String, Peer>,
-) -> Result<Synced, NoUnderlay> {
-    let underlay = underlay::find(host, settings, &own.ips)?;
-    let plan = plan::plan(settings, own, &underlay, peers);
-    let seen = observe::observe(host, settings, &plan.desired)?;
-    let changes = diff::diff(settings, &plan.desired, &seen);
-    let failures = apply::apply(host, &changes);
-    let mut synced = Synced {
-        changes: changes.len(),
-        failures: failures.iter().map(ToString::to_string).collect(),
-        problems: plan.problems,
-        annotations: plan.annotations,
-        interest: interest(host, settings, &plan.desired)?,
-    };
-    synced.interest.underlay = Some(underlay.index);
-    synced.interest.names.insert(underlay.dev);
-    if let (true, Some(conflist)) = (synced.failures.is_empty(), &plan.conflist) {
-        match conflist::write(settings, &conflist::render(settings, conflist)) {
-            Ok(true) => tracing::info!(
-                "wrote {}",
-                settings.cni_conf_dir.join(conflist::FILE).display()
-            ),
-            Ok(false) => {}
-            Err(error) => synced.failures.push(error.to_string()),
-        }
-    }
-    Ok(synced)
-}
-
-fn interest(
-    host: &mut dyn Host,
-    settings: &Settings,
-    desired: &Desired,
-) -> linux::Result<Interest> {
-    let mut interest = Interest {
-        names: BTreeSet::from(settings.devices()),
-        ..Interest::default()
-    };
-    for name in desired.devices.keys() {
-        interest
-            .ours
-            .extend(host.link(name)?.map(|link| link.index));
-    }
-    Ok(interest)
-}
-
 /// Runs until `stop`. `publish` is given what this node's annotations lack, as often as they lack
 /// it; `ready` is called once, after the first complete sync.
 pub async fn run(
@@ -109,6 +51,7 @@ pub async fn run(
     nodes: impl Stream<Item = Event<Node>>,
     publish: impl FnMut(Annotations),
     ready: impl FnOnce(),
+    health: Arc<Health>,
     stop: impl Future<Output = ()>,
 ) -> linux::Result<()> {
     let host = linux::Kernel::open()?;
@@ -122,16 +65,17 @@ pub async fn run(
         ready: Some(ready),
         nodes: Nodes::default(),
         interest: Interest::default(),
+        pending: Pending::default(),
         due: None,
         full: now + FULL,
         retry: RETRY.0,
         said: BTreeSet::new(),
         published: Annotations::new(),
-        firewall: Wall::Absent,
+        wall: Wall::new(&settings),
         synced: false,
-        settings,
+        overlay: Overlay::new(settings),
+        health,
     };
-    state.check_firewall();
     loop {
         let due = state.due.unwrap_or(state.full).min(state.full);
         tokio::select! {
@@ -144,13 +88,14 @@ pub async fn run(
                     state.take(event);
                 }
             }
-            alive = events.next(&state.interest) => {
-                if !alive {
+            told = events.next(&state.interest) => match told {
+                Some(told) => state.hear(told),
+                None => {
                     events = open_events()?;
+                    state.hear(Told::All);
                 }
-                state.mark(GATHER);
-            }
-            checked = state.firewall.checked() => state.firewall_checked(checked),
+            },
+            checked = state.wall.checked() => state.wall_checked(checked),
             () = tokio::time::sleep_until(due) => state.sync(),
         }
     }
@@ -160,42 +105,22 @@ fn open_events() -> linux::Result<Events> {
     Events::open().map_err(|e| linux::Error::new("listen for netlink notifications", e))
 }
 
-/// The chains' keeper: the programs take their time, so they run on a thread beside the loop.
-enum Wall {
-    /// Not wanted, or not found.
-    Absent,
-    /// At rest.
-    Idle(Box<Firewall>),
-    /// At work.
-    Busy(JoinHandle<(Option<Box<Firewall>>, linux::Result<usize>)>),
-}
-
-impl Wall {
-    /// Waits for the work under way; forever without any.
-    async fn checked(&mut self) -> linux::Result<usize> {
-        let Self::Busy(task) = self else {
-            return std::future::pending().await;
-        };
-        let done = task.await;
-        *self = Self::Absent;
-        match done {
-            Ok((Some(firewall), result)) => {
-                *self = Self::Idle(firewall);
-                result
-            }
-            Ok((None, result)) => result,
-            Err(error) => Err(linux::Error::other("check iptables", error.to_string())),
-        }
-    }
+/// What has to be looked at.
+#[derive(Debug, Default)]
+struct Pending {
+    all: bool,
+    names: BTreeSet<String>,
+    told: Vec<(Key, Option<Entry>)>,
 }
 
 struct Daemon<P, R> {
-    settings: Settings,
+    overlay: Overlay,
     host: linux::Kernel,
     publish: P,
     ready: Option<R>,
     nodes: Nodes,
     interest: Interest,
+    pending: Pending,
     /// When the next sync is due; none: when the full one is.
     due: Option<Instant>,
     full: Instant,
@@ -203,15 +128,34 @@ struct Daemon<P, R> {
     /// What was said already and still holds, so that it is said once.
     said: BTreeSet<String>,
     published: Annotations,
-    firewall: Wall,
-    /// The last sync had no failure.
+    wall: Wall,
+    /// The last full sync had no failure, and nothing failed since.
     synced: bool,
+    health: Arc<Health>,
 }
 
 impl<P: FnMut(Annotations), R: FnOnce()> Daemon<P, R> {
     fn take(&mut self, event: Event<Node>) {
-        if self.nodes.take(&self.settings, event) {
-            self.mark(GATHER);
+        let news: News = self.nodes.take(self.overlay.settings(), event);
+        if news.is_empty() {
+            return;
+        }
+        self.pending.all |= news.all;
+        self.pending.names.extend(news.names);
+        self.mark(Duration::ZERO);
+    }
+
+    fn hear(&mut self, told: Told) {
+        match told {
+            Told::Entry(key, there) if self.pending.told.len() < TOLD_MAX => {
+                self.pending.told.push((key, there));
+                self.mark(GATHER_ENTRIES);
+            }
+            Told::Entry(..) | Told::All => {
+                self.pending.all = true;
+                self.pending.told.clear();
+                self.mark(GATHER);
+            }
         }
     }
 
@@ -224,18 +168,44 @@ impl<P: FnMut(Annotations), R: FnOnce()> Daemon<P, R> {
     fn sync(&mut self) {
         let now = Instant::now();
         self.due = None;
-        if now >= self.full {
+        self.health.beat();
+        let pending = std::mem::take(&mut self.pending);
+        let timed = now >= self.full;
+        if timed {
             self.full = now + FULL;
-            self.check_firewall();
         }
+        if pending.all || timed || !self.synced {
+            self.sync_all();
+            if timed {
+                self.wall.check();
+            }
+        } else {
+            self.sync_some(pending);
+        }
+    }
+
+    fn sync_all(&mut self) {
         let Some((own, peers)) = self.nodes.known() else {
-            let name = &self.settings.node_name;
+            let name = &self.overlay.settings().node_name;
             let waiting = format!("waiting for node {name} to exist and to have podCIDRs");
             self.say(BTreeSet::from([waiting]));
             return;
         };
-        match sync(&mut self.host, &self.settings, own, peers) {
-            Ok(synced) => self.synced(synced),
+        let outcome = self.overlay.all(&mut self.host, own, peers);
+        let interest = self.overlay.interest(&mut self.host);
+        match outcome {
+            Ok(mut synced) => {
+                match interest {
+                    Ok(interest) => self.interest = interest,
+                    Err(error) => synced.failures.push(error.to_string()),
+                }
+                let changed = synced.changes > 0;
+                self.made(synced);
+                if changed {
+                    // Whoever changed the one may have changed the other.
+                    self.wall.check();
+                }
+            }
             Err(error) => {
                 self.synced = false;
                 self.interest = Interest::default();
@@ -245,17 +215,32 @@ impl<P: FnMut(Annotations), R: FnOnce()> Daemon<P, R> {
         }
     }
 
-    fn synced(&mut self, synced: Synced) {
+    fn sync_some(&mut self, pending: Pending) {
+        let mut all = Synced::default();
+        let mut add = |synced: Synced| {
+            all.changes += synced.changes;
+            all.failures.extend(synced.failures);
+        };
+        if let (false, Some((_, peers))) = (pending.names.is_empty(), self.nodes.known()) {
+            add(self.overlay.nodes(&mut self.host, peers, &pending.names));
+        }
+        for (key, there) in &pending.told {
+            add(self.overlay.told(&mut self.host, key, there.as_ref()));
+        }
+        self.made(all);
+    }
+
+    /// What follows a sync, of all or of some.
+    fn made(&mut self, synced: Synced) {
         if synced.changes > 0 {
             let peers = self.nodes.len();
             tracing::info!(peers, "made {} changes", synced.changes);
-            // Whoever changed the one may have changed the other.
-            self.check_firewall();
         }
-        self.interest = synced.interest;
+        self.health
+            .synced(self.nodes.len(), synced.changes, synced.failures.len());
         self.synced = synced.failures.is_empty();
         let mut words: BTreeSet<String> = synced.failures.into_iter().collect();
-        words.extend(synced.problems);
+        words.extend(self.overlay.problems().cloned());
         words.extend(self.nodes.problems());
         self.say(words);
         if !self.synced {
@@ -266,21 +251,22 @@ impl<P: FnMut(Annotations), R: FnOnce()> Daemon<P, R> {
             self.sweep();
         }
         self.retry = RETRY.0;
-        if synced.annotations.is_empty() {
+        let annotations = self.overlay.annotations();
+        if annotations.is_empty() {
             self.published.clear();
-        } else if self.published != synced.annotations {
-            self.published.clone_from(&synced.annotations);
-            (self.publish)(synced.annotations);
+        } else if self.published != *annotations {
+            self.published.clone_from(annotations);
+            (self.publish)(annotations.clone());
         }
         self.tell_ready();
     }
 
-    /// Removes what an earlier start with another VNI left, now that the new devices do its work.
+    /// Removes what an earlier start with other settings left, now that the new devices do its work.
     fn sweep(&mut self) {
-        let left = observe::left_behind(&mut self.host, &self.settings);
+        let left = observe::left_behind(&mut self.host, self.overlay.settings());
         for name in left.unwrap_or_default() {
             match self.host.ensure_no_link(&name) {
-                Ok(_) => tracing::info!("removed {name}, which another VNI left behind"),
+                Ok(_) => tracing::info!("removed {name}, which other settings left behind"),
                 Err(error) => tracing::warn!("{error}"),
             }
         }
@@ -296,37 +282,14 @@ impl<P: FnMut(Annotations), R: FnOnce()> Daemon<P, R> {
         for word in words.difference(&self.said) {
             tracing::warn!("{word}");
         }
+        self.health.problems(&words);
         self.said = words;
     }
 
-    fn check_firewall(&mut self) {
-        if !self.settings.masquerade || matches!(self.firewall, Wall::Busy(_)) {
-            return;
-        }
-        let known = match std::mem::replace(&mut self.firewall, Wall::Absent) {
-            Wall::Idle(firewall) => Some(firewall),
-            Wall::Absent | Wall::Busy(_) => None,
-        };
-        let cidrs = self.settings.cluster_cidrs.clone();
-        self.firewall = Wall::Busy(tokio::task::spawn_blocking(move || {
-            let found = match known {
-                Some(firewall) => Ok(firewall),
-                None => Firewall::new(&cidrs).map(Box::new),
-            };
-            match found {
-                Ok(mut firewall) => {
-                    let result = firewall.ensure();
-                    (Some(firewall), result)
-                }
-                Err(error) => (None, Err(error)),
-            }
-        }));
-    }
-
-    fn firewall_checked(&mut self, checked: linux::Result<usize>) {
+    fn wall_checked(&mut self, checked: linux::Result<usize>) {
         match checked {
             Ok(0) => {}
-            Ok(mended) => tracing::info!("wrote {mended} iptables chains"),
+            Ok(mended) => tracing::info!("wrote {mended} parts of the firewall"),
             Err(error) => {
                 tracing::warn!("traffic that leaves the cluster is not masqueraded: {error}");
             }
@@ -337,16 +300,17 @@ impl<P: FnMut(Annotations), R: FnOnce()> Daemon<P, R> {
     /// Ready is: the data path is in order, and masquerading has been looked at.
     fn tell_ready(&mut self) {
         if self.synced
-            && !matches!(self.firewall, Wall::Busy(_))
+            && !self.wall.is_busy()
             && let Some(ready) = self.ready.take()
         {
             tracing::info!("ready");
+            self.health.ready();
             ready();
         }
     }
 }
 
-/// Removes everything of ours from this node: devices with all on them, chains, the CNI
+/// Removes everything of ours from this node: devices with all on them, routes, chains, the CNI
 /// configuration.
 ///
 /// # Errors
@@ -354,16 +318,18 @@ impl<P: FnMut(Annotations), R: FnOnce()> Daemon<P, R> {
 pub fn cleanup(settings: &Settings) -> Result<(), String> {
     let mut failed = Vec::new();
     // No new pods first.
-    failed.extend(
-        conflist::remove(&settings.cni_conf_dir)
-            .err()
-            .map(|e| e.to_string()),
-    );
+    let conflist = settings.cni_conf_dir.join(files::CONFLIST);
+    for path in std::iter::once(&conflist).chain(&settings.subnet_file) {
+        failed.extend(files::remove(path).err().map(|e| e.to_string()));
+    }
     match linux::Kernel::open() {
         Ok(mut host) => {
             let left = observe::left_behind(&mut host, settings).unwrap_or_default();
             for name in left.iter().chain(&settings.devices()) {
                 failed.extend(host.ensure_no_link(name).err().map(|e| e.to_string()));
+            }
+            for route in observe::routes(&mut host).unwrap_or_default() {
+                failed.extend(host.ensure_no_route(&route).err().map(|e| e.to_string()));
             }
         }
         Err(error) => failed.push(error.to_string()),

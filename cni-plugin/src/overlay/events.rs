@@ -1,19 +1,21 @@
 //! What the kernel tells of changes, and which of it concerns the overlay.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use futures::StreamExt;
 use futures::channel::mpsc::UnboundedReceiver;
-use netlink_packet_route::RouteNetlinkMessage as Message;
+use linux::{fdb, neigh, route};
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
-use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol};
+use netlink_packet_route::neighbour::NeighbourMessage;
+use netlink_packet_route::route::RouteMessage;
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
-use rtnetlink::sys::SocketAddr;
+use rtnetlink::sys::{AsyncSocket, SocketAddr};
 use rtnetlink::{MulticastGroup, new_multicast_connection};
 use tokio::task::JoinHandle;
 
-use super::model::PROTOCOL_SEAWAY;
+use super::model::{Entry, Key, PROTOCOL_SEAWAY};
 
 const GROUPS: [MulticastGroup; 6] = [
     MulticastGroup::Link,
@@ -24,39 +26,52 @@ const GROUPS: [MulticastGroup; 6] = [
     MulticastGroup::Ipv6Route,
 ];
 
-/// The main routing table (`RT_TABLE_MAIN`).
-const TABLE_MAIN: u32 = 254;
+/// Room for what the kernel tells while we are busy, in bytes: three entries of a thousand nodes
+/// take about 3 MiB. More means that everything is compared.
+const RECEIVE_BYTES: usize = 8 << 20;
 
-/// Which links matter. The default is all.
+/// Which links and routes matter. The default is all links.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Interest {
     /// Names of our devices, and the underlay's where it is known.
     pub names: BTreeSet<String>,
-    /// Indices of our devices.
-    pub ours: BTreeSet<u32>,
-    /// Index of the underlay; none while there is none: then every link and address matters.
-    pub underlay: Option<u32>,
+    /// Our devices by index.
+    pub ours: BTreeMap<u32, String>,
+    /// Index and name of the underlay; none while there is none: then every link and address
+    /// matters.
+    pub underlay: Option<(u32, String)>,
+    /// Other people's routes decide how nodes are reached.
+    pub foreign_routes: bool,
+}
+
+/// What a message tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Told {
+    /// A device or the underlay is different: everything has to be compared.
+    All,
+    /// What the kernel has under this key, perhaps beside what it had; none: something was removed.
+    Entry(Key, Option<Entry>),
 }
 
 impl Interest {
-    /// Whether a message tells of something that may need mending.
-    pub fn concerns(&self, message: &Message) -> bool {
+    /// What a message tells, if it may need mending.
+    pub fn told(&self, message: &Message) -> Option<Told> {
         match message {
-            Message::NewLink(link) | Message::DelLink(link) => self.link(link),
+            Message::NewLink(link) | Message::DelLink(link) => self.link(link).then_some(Told::All),
             Message::NewAddress(addr) | Message::DelAddress(addr) => {
-                self.is_known(addr.header.index)
+                self.is_known(addr.header.index).then_some(Told::All)
             }
-            // The underlay's own neighbours come and go all the time.
-            Message::NewNeighbour(neigh) | Message::DelNeighbour(neigh) => {
-                self.ours.contains(&neigh.header.ifindex)
-            }
-            Message::NewRoute(route) | Message::DelRoute(route) => is_made_by_someone(route),
-            _ => false,
+            Message::NewNeighbour(message) => self.neighbour(message, true),
+            Message::DelNeighbour(message) => self.neighbour(message, false),
+            Message::NewRoute(message) => self.route(message, true),
+            Message::DelRoute(message) => self.route(message, false),
+            _ => None,
         }
     }
 
     fn is_known(&self, index: u32) -> bool {
-        self.ours.contains(&index) || self.underlay.is_none_or(|underlay| underlay == index)
+        let underlay = self.underlay.as_ref();
+        self.ours.contains_key(&index) || underlay.is_none_or(|(underlay, _)| *underlay == index)
     }
 
     fn link(&self, link: &LinkMessage) -> bool {
@@ -66,22 +81,60 @@ impl Interest {
                 .iter()
                 .any(|a| matches!(a, LinkAttribute::IfName(name) if self.names.contains(name)))
     }
-}
 
-/// A route of ours, or one by which another may have replaced it. Those that the kernel makes for
-/// addresses and links, which come with every pod, are not.
-fn is_made_by_someone(route: &RouteMessage) -> bool {
-    let table = route
-        .attributes
-        .iter()
-        .find_map(|a| match a {
-            RouteAttribute::Table(table) => Some(*table),
-            _ => None,
-        })
-        .unwrap_or(u32::from(route.header.table));
-    let protocol = route.header.protocol;
-    protocol == RouteProtocol::from(PROTOCOL_SEAWAY)
-        || (table == TABLE_MAIN && protocol != RouteProtocol::Kernel)
+    /// A neighbour or forwarding entry of ours. The underlay's own neighbours come and go all the
+    /// time.
+    fn neighbour(&self, message: &NeighbourMessage, there: bool) -> Option<Told> {
+        let dev = self.ours.get(&message.header.ifindex)?;
+        let entry = match message.header.family {
+            AddressFamily::Bridge => {
+                let (_, entry) = fdb::parse(message)?;
+                Entry::Fdb(dev.clone(), entry)
+            }
+            _ => {
+                let (_, neigh) = neigh::parse(message)?;
+                Entry::Neigh(dev.clone(), neigh)
+            }
+        };
+        // The kernel makes neighbours of its own, which are not permanent.
+        let lasting = match &entry {
+            Entry::Neigh(_, neigh) => neigh.permanent,
+            _ => true,
+        };
+        let key = entry.key();
+        Some(Told::Entry(key, Some(entry).filter(|_| there && lasting)))
+    }
+
+    fn route(&self, message: &RouteMessage, there: bool) -> Option<Told> {
+        let (index, mut route) = route::parse(message)?;
+        if route.table != route::TABLE_MAIN {
+            return None;
+        }
+        route.dev = index.and_then(|index| self.name(index));
+        let ours = route.protocol == PROTOCOL_SEAWAY;
+        if !ours && message.header.protocol == netlink_packet_route::route::RouteProtocol::Kernel {
+            // Comes with every address and every pod.
+            return None;
+        }
+        if !ours && (self.foreign_routes || (route.is_default() && self.underlay.is_none())) {
+            return Some(Told::All);
+        }
+        let key = Key::Route(route.dst, route.metric);
+        // One of another's in the place of ours is to be replaced, not removed.
+        Some(Told::Entry(
+            key,
+            Some(Entry::Route(route)).filter(|_| there && ours),
+        ))
+    }
+
+    fn name(&self, index: u32) -> Option<String> {
+        let underlay = self.underlay.as_ref();
+        let underlay = underlay.filter(|(underlay, _)| *underlay == index);
+        self.ours
+            .get(&index)
+            .or_else(|| underlay.map(|(_, name)| name))
+            .cloned()
+    }
 }
 
 /// A subscription to the kernel's notifications.
@@ -96,31 +149,31 @@ impl Events {
     /// # Errors
     /// The kernel refuses the socket.
     pub fn open() -> io::Result<Self> {
-        let (connection, _, messages) = new_multicast_connection(&GROUPS)?;
+        let (mut connection, _, messages) = new_multicast_connection(&GROUPS)?;
+        let socket = connection.socket_mut().socket_mut();
+        // Without the right to more, the kernel's own room has to do.
+        drop(linux::netlink::set_receive_room(socket, RECEIVE_BYTES));
         Ok(Self {
             messages,
             pump: tokio::spawn(connection),
         })
     }
 
-    /// Waits for something of interest, and throws away what came with it. False: the subscription
-    /// broke and has to be made anew.
-    pub async fn next(&mut self, interest: &Interest) -> bool {
+    /// Waits for something of interest. None: the subscription broke and has to be made anew.
+    pub async fn next(&mut self, interest: &Interest) -> Option<Told> {
         while let Some((message, _)) = self.messages.next().await {
-            if is_of_interest(interest, &message) {
-                return true;
+            match &message.payload {
+                NetlinkPayload::InnerMessage(message) => {
+                    if let Some(told) = interest.told(message) {
+                        return Some(told);
+                    }
+                }
+                // The kernel had more to tell than we took: anything may have happened.
+                NetlinkPayload::Overrun(_) => return Some(Told::All),
+                _ => {}
             }
         }
-        false
-    }
-}
-
-fn is_of_interest(interest: &Interest, message: &NetlinkMessage<Message>) -> bool {
-    match &message.payload {
-        NetlinkPayload::InnerMessage(message) => interest.concerns(message),
-        // The kernel had more to tell than we took: anything may have happened.
-        NetlinkPayload::Overrun(_) => true,
-        _ => false,
+        None
     }
 }
 

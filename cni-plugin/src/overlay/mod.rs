@@ -1,26 +1,38 @@
-//! The overlay daemon's inside: pods of different nodes reach each other through VXLAN devices.
+//! The overlay daemon's inside: pods of different nodes reach each other.
 //!
-//! `node` objects -> [`plan`] (pure: what this node should have) -> [`observe`] (what it has) ->
-//! [`diff`] (pure: the changes) -> [`apply`]. Whenever a node changes or the kernel tells that one
-//! of our objects did, the whole comparison is made again; what agrees costs nothing.
+//! [`netconf`] and flags say how ([`backend`]). `node` objects -> [`peers`] (who may have what) ->
+//! [`plan`] (what this node should have) -> [`observe`] (what it has) -> [`diff`] (the changes) ->
+//! [`apply`]; [`sync`] drives them, for everything or for one node or notification alone. All but
+//! `observe` and `apply` are pure.
 //!
-//! Ours are: the devices `seaway.VNI` and `seaway-v6.VNI` with all that is on them, routes through
-//! them with our protocol number, the chains `SEAWAY-POSTRTG` and `SEAWAY-FWD`, and the file
+//! Ours are: the devices `seaway.VNI`, `seaway-v6.VNI`, `seaway-wg` and `seaway-wg-v6` with all that is
+//! on them, routes with our protocol number, the firewall's rules under our names, and the file
 //! `10-seaway.conflist`. Annotations and layout are flannel's, so that nodes of both understand each
 //! other.
 
 pub mod apply;
-pub mod conflist;
+pub mod backend;
+pub mod checksum;
+pub mod condition;
 pub mod daemon;
 pub mod diff;
 pub mod events;
+pub mod files;
 pub mod firewall;
+pub mod flags;
+pub mod health;
+pub mod keys;
 pub mod model;
+pub mod netconf;
 pub mod node;
 pub mod nodes;
 pub mod observe;
+pub mod peers;
 pub mod plan;
+pub mod pods;
+pub mod sync;
 pub mod underlay;
+pub mod wall;
 
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,7 @@
 //! The types between the steps: what is set, what nodes say, what this node should have.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
@@ -12,42 +13,97 @@ pub use linux::fdb::FdbEntry;
 pub use linux::link::{Link, LinkChange, NewVxlan};
 pub use linux::neigh::Neigh;
 pub use linux::route::{PROTOCOL_SEAWAY, Route};
+pub use linux::wireguard::{Config as WgConfig, Key as WgKey, Peer as WgPeer};
 
 pub use api::cidr::Family;
+
+use super::backend::Backend;
 
 /// Valid settings of the daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// This node's name in the API.
     pub node_name: String,
-    /// The link that leads to the other nodes; none: found by node address or default route.
-    pub iface: Option<String>,
+    /// Which link leads to the other nodes.
+    pub iface: IfaceChoice,
+    /// Addresses to tell the other nodes in place of the underlay's own.
+    pub public: Vec<IpAddr>,
     /// Where the CNI configuration is written.
     pub cni_conf_dir: PathBuf,
     /// Where the plugin keeps the leases of pod addresses.
     pub cni_state_dir: PathBuf,
-    /// VXLAN network identifier.
-    pub vni: u32,
-    /// UDP port.
-    pub port: u16,
+    /// Where flannel's `subnet.env` is written; none: it is not.
+    pub subnet_file: Option<PathBuf>,
+    /// How packets get from node to node.
+    pub backend: Backend,
     /// Networks of all pods of the cluster. Traffic that leaves them is masqueraded.
     pub cluster_cidrs: Vec<IpNetwork>,
-    /// Whether to keep the iptables chains.
+    /// Whether to masquerade.
     pub masquerade: bool,
+    /// The release of the running kernel, e.g. `6.1.0-13-amd64`.
+    pub kernel: String,
 }
 
 impl Settings {
-    /// The VXLAN device that carries one family.
-    pub fn device(&self, family: Family) -> String {
-        match family {
-            Family::V4 => format!("seaway.{}", self.vni),
-            Family::V6 => format!("seaway-v6.{}", self.vni),
-        }
+    /// The devices that this daemon may make, whether they are wanted or not.
+    pub fn devices(&self) -> Vec<String> {
+        self.backend.devices()
+    }
+}
+
+/// Which link leads to the other nodes. The first that leads to a link decides; without any, it is
+/// the link with one of the node's addresses, else the default route's.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct IfaceChoice {
+    /// Names or addresses of links.
+    pub names: Vec<String>,
+    /// Patterns for names or addresses of links.
+    pub patterns: Vec<Pattern>,
+    /// The link by which this address is reached.
+    pub can_reach: Option<IpAddr>,
+}
+
+impl IfaceChoice {
+    /// Whether nothing was chosen.
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty() && self.patterns.is_empty() && self.can_reach.is_none()
+    }
+}
+
+/// A regular expression, equal to another of the same text.
+#[derive(Debug, Clone)]
+pub struct Pattern(regex::Regex);
+
+impl Pattern {
+    /// Reads an expression.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn new(text: &str) -> Result<Self, String> {
+        regex::Regex::new(text).map(Self).map_err(|e| {
+            let text = e.to_string();
+            let last = text.lines().last().unwrap_or_default();
+            last.trim_start_matches("error: ").to_owned()
+        })
     }
 
-    /// Both devices.
-    pub fn devices(&self) -> [String; 2] {
-        Family::BOTH.map(|family| self.device(family))
+    /// Whether any part of `text` matches.
+    pub fn matches(&self, text: &str) -> bool {
+        self.0.is_match(text)
+    }
+}
+
+impl PartialEq for Pattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.as_str() == other.0.as_str()
+    }
+}
+
+impl Eq for Pattern {}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.as_str())
     }
 }
 
@@ -75,10 +131,21 @@ impl Peer {
 pub struct Reach {
     /// The network of its pods.
     pub subnet: IpNetwork,
-    /// The hardware address of its VXLAN device.
-    pub mac: Mac,
     /// Its address on the underlay.
     pub public: IpAddr,
+    /// What else is needed.
+    pub way: Way,
+}
+
+/// What a backend has to know of the far end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Way {
+    /// The hardware address of its VXLAN device.
+    Vxlan(Mac),
+    /// Nothing: the underlay takes the packets as they are.
+    HostGw,
+    /// The public key of its WireGuard device.
+    WireGuard(WgKey),
 }
 
 /// What the API knows of this node.
@@ -105,6 +172,9 @@ pub struct Underlay {
     pub v4: Option<Ipv4Addr>,
     /// This node's IPv6 address on it.
     pub v6: Option<Ipv6Addr>,
+    /// Where this host sends packets that are not for pods: networks, and whether they are on this
+    /// link itself. Known only where the backend asks.
+    pub routes: Vec<(IpNetwork, bool)>,
 }
 
 impl Underlay {
@@ -115,12 +185,19 @@ impl Underlay {
             Family::V6 => self.v6.map(IpAddr::V6),
         }
     }
+
+    /// Whether `ip` is on this link, with no router between.
+    pub fn is_direct(&self, ip: IpAddr) -> bool {
+        let fitting = self.routes.iter().filter(|(net, _)| net.contains(ip));
+        let best = fitting.max_by_key(|(net, direct)| (net.prefix(), *direct));
+        best.is_some_and(|(_, direct)| *direct)
+    }
 }
 
-/// What this node should have.
+/// What this node should have besides what each other node brings.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Desired {
-    /// VXLAN devices by name.
+    /// Devices by name.
     pub devices: BTreeMap<String, Device>,
     /// Kernel settings, in order.
     pub sysctls: Vec<Sysctl>,
@@ -137,49 +214,134 @@ pub struct Sysctl {
     pub only_from: Option<&'static str>,
 }
 
-/// One VXLAN device with all that is on it.
+/// One device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Device {
-    /// The device itself. Hardware address and largest packet are always set.
-    pub vxlan: NewVxlan,
-    /// Index of the underlay link.
-    pub underlay: u32,
-    /// The address of this end.
-    pub addr: IpNetwork,
-    /// The far ends' inner addresses and hardware addresses.
-    pub neighs: BTreeMap<IpAddr, Mac>,
-    /// Behind which outer address each hardware address is.
-    pub fdb: BTreeMap<Mac, IpAddr>,
-    /// Which inner address each network is behind.
-    pub routes: BTreeMap<IpNetwork, IpAddr>,
+    /// What it is.
+    pub kind: DeviceKind,
+    /// Largest packet in bytes.
+    pub mtu: u32,
+    /// The addresses of this end; none are left alone.
+    pub addrs: Vec<IpNetwork>,
+    /// Checksums are to be filled in before a packet comes to this device.
+    pub no_tx_checksum: bool,
 }
 
-impl Device {
-    /// The route to `subnet` through the far end at `gateway`.
-    pub fn route(&self, subnet: IpNetwork, gateway: IpAddr) -> Route {
-        Route::to(subnet)
-            .via(gateway)
-            .dev(&self.vxlan.name)
-            .onlink()
+/// What a device is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// VXLAN. The hardware address is always set.
+    Vxlan {
+        /// The device itself.
+        new: NewVxlan,
+        /// Index of the underlay link.
+        underlay: u32,
+    },
+    /// WireGuard.
+    WireGuard(WgConfig),
+}
+
+/// One thing in the kernel that a single other node brings.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Entry {
+    /// A forwarding entry of a VXLAN device.
+    Fdb(String, FdbEntry),
+    /// A permanent neighbour.
+    Neigh(String, Neigh),
+    /// The far end of a WireGuard device.
+    WgPeer(String, WgPeer),
+    /// A route.
+    Route(Route),
+}
+
+/// What tells one entry from another: two with the same key cannot be in the kernel together.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Key {
+    /// Device and hardware address.
+    Fdb(String, Mac),
+    /// Device and address.
+    Neigh(String, IpAddr),
+    /// Device and public key.
+    WgPeer(String, WgKey),
+    /// Destination and metric.
+    Route(IpNetwork, Option<u32>),
+}
+
+impl Entry {
+    /// Its key.
+    pub fn key(&self) -> Key {
+        match self {
+            Self::Fdb(dev, entry) => Key::Fdb(dev.clone(), entry.mac),
+            Self::Neigh(dev, neigh) => Key::Neigh(dev.clone(), neigh.dst),
+            Self::WgPeer(dev, peer) => Key::WgPeer(dev.clone(), peer.key),
+            Self::Route(route) => Key::Route(route.dst, route.metric),
+        }
     }
 }
 
-/// Everything that follows from the nodes and the underlay.
+/// Entries by their keys.
+pub type Entries = BTreeMap<Key, Entry>;
+
+/// Everything that follows from this node and the underlay.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
     /// For the kernel.
     pub desired: Desired,
+    /// On what the entries of other nodes stand.
+    pub ground: Ground,
     /// What this node tells the others; `None` takes an annotation away.
     pub annotations: BTreeMap<String, Option<String>>,
     /// For the CNI plugin; none when no pod could be reached.
-    pub conflist: Option<Conflist>,
+    pub pods: Option<Pods>,
     /// What could not be honoured, for the log.
     pub problems: Vec<String>,
 }
 
-/// What the CNI configuration says of this node.
+/// What the entries of other nodes are made from, by family.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ground {
+    /// For IPv4 pods.
+    pub v4: Option<Footing>,
+    /// For IPv6 pods.
+    pub v6: Option<Footing>,
+    /// Networks of this node's own pods.
+    pub subnets: Vec<IpNetwork>,
+    /// The underlay.
+    pub underlay: Option<Underlay>,
+}
+
+impl Ground {
+    /// That of one family.
+    pub fn of(&self, family: Family) -> Option<&Footing> {
+        match family {
+            Family::V4 => self.v4.as_ref(),
+            Family::V6 => self.v6.as_ref(),
+        }
+    }
+
+    /// That of one family, to be set.
+    pub fn of_mut(&mut self, family: Family) -> &mut Option<Footing> {
+        match family {
+            Family::V4 => &mut self.v4,
+            Family::V6 => &mut self.v6,
+        }
+    }
+}
+
+/// What this node has for one family of pods.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Conflist {
+pub struct Footing {
+    /// The device their packets leave by.
+    pub dev: String,
+    /// This end, as the others know it.
+    pub way: Way,
+    /// This node's own address that others send to.
+    pub local: IpAddr,
+}
+
+/// What the CNI plugin has to know of this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pods {
     /// Largest packet of pods in bytes.
     pub mtu: u32,
     /// Networks of the pods.

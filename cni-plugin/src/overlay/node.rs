@@ -8,65 +8,111 @@ use api::core::Node;
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
 
-use super::model::{Mac, Own, Peer, Reach};
+use super::backend::Backend;
+use super::model::{Mac, Own, Peer, Reach, Way};
 
 /// Every annotation of the overlay starts with this. The names and values are flannel's
 /// (`pkg/subnet/kube/annotations.go`).
 pub const PREFIX: &str = "flannel.alpha.coreos.com/";
-/// `vxlan`.
+/// `vxlan`, `host-gw` or `wireguard`.
 pub const BACKEND_TYPE: &str = "flannel.alpha.coreos.com/backend-type";
-/// JSON with VNI and hardware address of the IPv4 device.
+/// JSON with what the backend has to know of the far end, for IPv4 pods.
 pub const BACKEND_DATA: &str = "flannel.alpha.coreos.com/backend-data";
-/// JSON with VNI and hardware address of the IPv6 device.
+/// The same for IPv6 pods.
 pub const BACKEND_V6_DATA: &str = "flannel.alpha.coreos.com/backend-v6-data";
 /// The node's IPv4 address on the underlay.
 pub const PUBLIC_IP: &str = "flannel.alpha.coreos.com/public-ip";
 /// The node's IPv6 address on the underlay.
 pub const PUBLIC_IPV6: &str = "flannel.alpha.coreos.com/public-ipv6";
-/// Set by the administrator: publish this IPv4 address.
+/// Set by the administrator: publish this IPv4 address, although the node does not have it (NAT).
 pub const PUBLIC_IP_OVERWRITE: &str = "flannel.alpha.coreos.com/public-ip-overwrite";
-/// Set by the administrator: publish this IPv6 address.
+/// Set by the administrator: publish this IPv6 address, although the node does not have it.
 pub const PUBLIC_IPV6_OVERWRITE: &str = "flannel.alpha.coreos.com/public-ipv6-overwrite";
-/// `true`.
+/// Set by the administrator: use this IPv4 address and the link that has it.
+pub const NODE_PUBLIC_IP: &str = "flannel.alpha.coreos.com/node-public-ip";
+/// Set by the administrator: use this IPv6 address and the link that has it.
+pub const NODE_PUBLIC_IPV6: &str = "flannel.alpha.coreos.com/node-public-ipv6";
+/// `true` on nodes that take part.
 pub const SUBNET_MANAGER: &str = "flannel.alpha.coreos.com/kube-subnet-manager";
 
-/// The value of [`BACKEND_TYPE`].
-pub const VXLAN: &str = "vxlan";
-
-/// The value of [`BACKEND_DATA`].
+/// Backend data of VXLAN.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct BackendData {
-    /// VXLAN network identifier.
+struct VxlanData {
+    /// VXLAN network identifier; old versions of flannel do not tell it.
     #[serde(rename = "VNI")]
-    pub vni: u32,
+    vni: Option<u32>,
     /// The device's hardware address.
     #[serde(rename = "VtepMAC")]
-    pub vtep_mac: String,
+    vtep_mac: String,
 }
 
-/// The annotations of one family: backend data, public address, its override.
-pub fn annotations_of(family: Family) -> (&'static str, &'static str, &'static str) {
+/// Backend data of WireGuard.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+struct WireGuardData {
+    /// The device's public key.
+    #[serde(rename = "PublicKey")]
+    public_key: String,
+}
+
+/// The annotations of one family.
+#[derive(Debug, Clone, Copy)]
+pub struct Names {
+    /// Backend data.
+    pub data: &'static str,
+    /// Public address.
+    pub public: &'static str,
+    /// Its override.
+    pub overwrite: &'static str,
+    /// The address to use, and the link with it.
+    pub chosen: &'static str,
+}
+
+/// The annotations of one family.
+pub fn annotations_of(family: Family) -> Names {
     match family {
-        Family::V4 => (BACKEND_DATA, PUBLIC_IP, PUBLIC_IP_OVERWRITE),
-        Family::V6 => (BACKEND_V6_DATA, PUBLIC_IPV6, PUBLIC_IPV6_OVERWRITE),
+        Family::V4 => Names {
+            data: BACKEND_DATA,
+            public: PUBLIC_IP,
+            overwrite: PUBLIC_IP_OVERWRITE,
+            chosen: NODE_PUBLIC_IP,
+        },
+        Family::V6 => Names {
+            data: BACKEND_V6_DATA,
+            public: PUBLIC_IPV6,
+            overwrite: PUBLIC_IPV6_OVERWRITE,
+            chosen: NODE_PUBLIC_IPV6,
+        },
+    }
+}
+
+/// The backend data by which others find this end.
+pub fn data_of(way: &Way, vni: u32) -> String {
+    match way {
+        Way::Vxlan(mac) => format!(r#"{{"VNI":{vni},"VtepMAC":"{mac}"}}"#),
+        Way::HostGw => "null".to_owned(),
+        Way::WireGuard(key) => format!(r#"{{"PublicKey":"{key}"}}"#),
     }
 }
 
 /// How the pods of `node` are reached, as far as it has told. What is wrong with it goes to
 /// `problems`.
-pub fn peer(node: &Node, vni: u32, problems: &mut Vec<String>) -> Peer {
+pub fn peer(node: &Node, backend: &Backend, problems: &mut Vec<String>) -> Peer {
     let annotations = &node.metadata.annotations;
     let name = &node.metadata.name;
-    match annotations.get(BACKEND_TYPE).map(String::as_str) {
+    if annotations.get(SUBNET_MANAGER).map(String::as_str) != Some("true") {
+        return Peer::default();
+    }
+    match annotations.get(BACKEND_TYPE) {
         None => return Peer::default(),
-        Some(VXLAN) => {}
+        Some(kind) if kind == backend.name() => {}
         Some(other) => {
-            let why = format!("node {name}: {BACKEND_TYPE} is {other:?}, only {VXLAN:?} is done");
+            let ours = backend.name();
+            let why = format!("node {name}: {BACKEND_TYPE} is {other:?}, this node's is {ours:?}");
             problems.push(why);
             return Peer::default();
         }
     }
-    let mut reach = |family| match reach(node, family, vni) {
+    let mut reach = |family| match reach(node, family, backend) {
         Ok(reach) => reach,
         Err(why) => {
             problems.push(format!("node {name}: {why}"));
@@ -79,41 +125,61 @@ pub fn peer(node: &Node, vni: u32, problems: &mut Vec<String>) -> Peer {
     }
 }
 
-fn reach(node: &Node, family: Family, vni: u32) -> Result<Option<Reach>, String> {
+fn reach(node: &Node, family: Family, backend: &Backend) -> Result<Option<Reach>, String> {
     let annotations = &node.metadata.annotations;
-    let (data_name, public_name, _) = annotations_of(family);
-    let (Some(data), Some(public)) = (annotations.get(data_name), annotations.get(public_name))
+    let names = annotations_of(family);
+    let (Some(data), Some(public)) = (annotations.get(names.data), annotations.get(names.public))
     else {
         return Ok(None);
     };
-    let data: BackendData =
-        serde_json::from_str(data).map_err(|e| format!("{data_name} {data:?}: {e}"))?;
-    if data.vni != vni {
-        return Err(format!("{data_name}: VNI is {}, ours is {vni}", data.vni));
-    }
-    let mac: Mac = data
-        .vtep_mac
-        .parse()
-        .map_err(|e| format!("{data_name}: VtepMAC: {e}"))?;
-    if mac.is_multicast() || mac == Mac::default() {
-        return Err(format!("{data_name}: VtepMAC: {mac} is not one device's"));
-    }
-    let ip = parse_ip(public).filter(|ip| Family::of(*ip) == family && usable(*ip));
-    let public =
-        ip.ok_or_else(|| format!("{public_name}: {public:?} is not an {family} address"))?;
+    let Some(way) = way(names.data, data, backend)? else {
+        return Ok(None);
+    };
+    let public = public_ip(public, family)
+        .ok_or_else(|| format!("{}: {public:?} is not an {family} address", names.public))?;
     let subnet = subnets(node)?
         .into_iter()
         .find(|net| Family::of_net(net) == family);
     Ok(subnet.map(|subnet| Reach {
         subnet,
-        mac,
         public,
+        way,
     }))
 }
 
-/// An address that a packet can be sent to.
-fn usable(ip: IpAddr) -> bool {
-    !ip.is_unspecified() && !ip.is_multicast() && !ip.is_loopback()
+/// Reads backend data; `null` means that this family is not served.
+fn way(name: &str, data: &str, backend: &Backend) -> Result<Option<Way>, String> {
+    let broken = |e: serde_json::Error| format!("{name} {data:?}: {e}");
+    match backend {
+        Backend::HostGw(_) => Ok(Some(Way::HostGw)),
+        _ if data == "null" => Ok(None),
+        Backend::Vxlan(ours) => {
+            let data: VxlanData = serde_json::from_str(data).map_err(broken)?;
+            if let Some(vni) = data.vni.filter(|vni| *vni != ours.vni) {
+                return Err(format!("{name}: VNI is {vni}, ours is {}", ours.vni));
+            }
+            let mac: Mac = data
+                .vtep_mac
+                .parse()
+                .map_err(|e| format!("{name}: VtepMAC: {e}"))?;
+            if mac.is_multicast() || mac == Mac::default() {
+                return Err(format!("{name}: VtepMAC: {mac} is not one device's"));
+            }
+            Ok(Some(Way::Vxlan(mac)))
+        }
+        Backend::WireGuard(_) => {
+            let data: WireGuardData = serde_json::from_str(data).map_err(broken)?;
+            let key = data.public_key.parse();
+            let key = key.map_err(|e| format!("{name}: PublicKey: {e}"))?;
+            Ok(Some(Way::WireGuard(key)))
+        }
+    }
+}
+
+/// An address of this family that a packet can be sent to.
+pub fn public_ip(text: &str, family: Family) -> Option<IpAddr> {
+    let usable = |ip: &IpAddr| !ip.is_unspecified() && !ip.is_multicast() && !ip.is_loopback();
+    parse_ip(text).filter(|ip| Family::of(*ip) == family && usable(ip))
 }
 
 /// What the API knows of this node.

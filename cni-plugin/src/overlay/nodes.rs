@@ -1,37 +1,67 @@
 //! Keeping what nodes say, from a watch of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use api::core::Node;
 use api::watch::Event;
 
-use super::model::{Own, Peer, Settings};
+use super::model::{Own, Settings};
 use super::node;
+use super::peers::Peers;
 
 /// What nodes have said so far.
 #[derive(Debug, Default)]
 pub struct Nodes {
     own: Option<Own>,
-    peers: BTreeMap<String, Peer>,
+    peers: Peers,
     /// The list that is coming in.
     next: Option<Box<Nodes>>,
     complete: bool,
     problems: BTreeMap<String, Vec<String>>,
 }
 
+/// What an event changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct News {
+    /// Everything may be different.
+    pub all: bool,
+    /// These other nodes are.
+    pub names: BTreeSet<String>,
+}
+
+impl News {
+    fn all(all: bool) -> Self {
+        Self {
+            all,
+            names: BTreeSet::new(),
+        }
+    }
+
+    /// Whether nothing changed that matters.
+    pub fn is_empty(&self) -> bool {
+        !self.all && self.names.is_empty()
+    }
+
+    /// Adds what came later.
+    pub fn extend(&mut self, later: Self) {
+        self.all |= later.all;
+        self.names.extend(later.names);
+    }
+}
+
 impl Nodes {
-    /// Takes an event; true when something changed that matters.
-    pub fn take(&mut self, settings: &Settings, event: Event<Node>) -> bool {
+    /// Takes an event; tells what it changed.
+    pub fn take(&mut self, settings: &Settings, event: Event<Node>) -> News {
         match event {
             Event::Init => {
                 self.next = Some(Box::default());
-                false
+                News::default()
             }
             Event::InitApply(node) => {
                 if let Some(next) = &mut self.next {
                     next.put(settings, &node);
                 }
-                false
+                News::default()
             }
             Event::InitDone => match self.next.take() {
                 Some(next) => {
@@ -43,54 +73,57 @@ impl Nodes {
                         complete: true,
                         ..*next
                     };
-                    changed
+                    News::all(changed)
                 }
-                None => false,
+                None => News::default(),
             },
             Event::Apply(node) => self.put(settings, &node),
             Event::Delete(node) => self.forget(settings, &node.metadata.name),
         }
     }
 
-    fn put(&mut self, settings: &Settings, node: &Node) -> bool {
-        let name = node.metadata.name.clone();
+    fn put(&mut self, settings: &Settings, node: &Node) -> News {
+        let name = node.metadata.name.as_str();
         let mut problems = Vec::new();
-        let changed = if name == settings.node_name {
+        let mut news = News::default();
+        if name == settings.node_name {
             match node::own(node) {
                 Ok(own) => {
-                    let changed = self.own.as_ref() != Some(&own);
+                    news.all = self.own.as_ref() != Some(&own);
                     self.own = Some(own);
-                    changed
                 }
-                Err(why) => {
-                    problems.push(format!("node {name}: {why}"));
-                    false
-                }
+                Err(why) => problems.push(format!("node {name}: {why}")),
             }
         } else {
-            let peer = node::peer(node, settings.vni, &mut problems);
-            self.peers.insert(name.clone(), peer.clone()) != Some(peer)
-        };
-        let before = self.problems.get(&name).map(Vec::as_slice);
-        let problems_changed = before.unwrap_or_default() != problems.as_slice();
-        self.problems.remove(&name);
-        if !problems.is_empty() {
-            self.problems.insert(name, problems);
+            let peer = node::peer(node, &settings.backend, &mut problems);
+            news.names = self.peers.set(name, Some(peer));
         }
-        changed || problems_changed
+        let before = self.problems.get(name).map(Vec::as_slice);
+        if before.unwrap_or_default() != problems.as_slice() {
+            news.names.insert(name.to_owned());
+        }
+        self.problems.remove(name);
+        if !problems.is_empty() {
+            self.problems.insert(name.to_owned(), problems);
+        }
+        news
     }
 
     /// This node's own deletion changes nothing: whoever deletes it may make it anew, and its pods
     /// are still there.
-    fn forget(&mut self, settings: &Settings, name: &str) -> bool {
+    fn forget(&mut self, settings: &Settings, name: &str) -> News {
         self.problems.remove(name);
-        name != settings.node_name && self.peers.remove(name).is_some()
+        let mut news = News::default();
+        if name != settings.node_name {
+            news.names = self.peers.set(name, None);
+        }
+        news
     }
 
     /// This node and the others, once the list is complete and this node has networks for pods.
     /// Without this node in it, a list is not believed: an API server that lost its data must not
     /// cut running pods off.
-    pub fn known(&self) -> Option<(&Own, &BTreeMap<String, Peer>)> {
+    pub fn known(&self) -> Option<(&Own, &Peers)> {
         let own = self.own.as_ref()?;
         (self.complete && !own.subnets.is_empty()).then_some((own, &self.peers))
     }

@@ -1,22 +1,18 @@
 //! What this node should have, given its own object, the other nodes and the underlay. Pure.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
+use api::cidr::host_net;
 use ipnetwork::IpNetwork;
 
+use super::backend::{Backend, WireGuard, WireGuardMode};
+use super::checksum;
 use super::model::{
-    Conflist, Device, Family, Mac, NewVxlan, Own, Peer, Plan, Settings, Sysctl, Underlay,
+    Desired, Device, DeviceKind, Entry, Family, FdbEntry, Footing, Ground, Mac, Neigh, NewVxlan,
+    Own, Peer, Plan, Pods, Reach, Route, Settings, Sysctl, Underlay, Way, WgConfig, WgPeer,
 };
 use super::node;
-
-/// What VXLAN adds to a packet: inner Ethernet 14, VXLAN 8, UDP 8, and the outer IP header.
-fn overhead(underlay: Family) -> u32 {
-    match underlay {
-        Family::V4 => 14 + 8 + 8 + 20,
-        Family::V6 => 14 + 8 + 8 + 40,
-    }
-}
 
 /// The smallest packet size with which a family works (RFC 791: 576 that every host takes; RFC 8200:
 /// 1280 that every link takes).
@@ -42,111 +38,197 @@ pub fn vtep_mac(node: &str, family: Family) -> Mac {
     Mac([0x0a, a ^ f, b ^ g, c ^ h, d, e])
 }
 
-/// The plan for this node. `peers` does not hold the node itself.
-pub fn plan(
-    settings: &Settings,
-    own: &Own,
-    underlay: &Underlay,
-    peers: &BTreeMap<String, Peer>,
-) -> Plan {
+/// The plan for this node; the other nodes come on top with [`entries`].
+pub fn plan(settings: &Settings, own: &Own, underlay: &Underlay) -> Plan {
     let mut plan = Plan::default();
     let mut told = BTreeMap::new();
-    let mut mtu = None;
+    let mut mtu_of_all = None;
     let mut subnets = Vec::new();
     for subnet in &own.subnets {
         let family = Family::of_net(subnet);
-        match device(settings, *subnet, underlay) {
-            Ok(mut device) => {
-                add_peers(&mut device, family, own, peers, &mut plan.problems);
-                told.extend(tell(settings, family, own, &device));
-                let device_mtu = device.vxlan.mtu.unwrap_or(u32::MAX);
+        let outcome = footing(settings, *subnet, underlay)
+            .and_then(|footing| Ok((footing, mtu(settings, family, underlay)?)));
+        match outcome {
+            Ok((footing, mtu)) => {
+                add_device(
+                    &mut plan.desired,
+                    settings,
+                    *subnet,
+                    mtu,
+                    &footing,
+                    underlay,
+                );
+                told.extend(tell(settings, family, own, &footing));
                 // One number serves both families of a pod: the smaller one.
-                mtu = Some(mtu.unwrap_or(u32::MAX).min(device_mtu));
+                mtu_of_all = Some(mtu_of_all.unwrap_or(u32::MAX).min(mtu));
                 subnets.push(*subnet);
                 plan.desired
                     .sysctls
-                    .extend(sysctls(family, &device, underlay));
-                plan.desired
-                    .devices
-                    .insert(device.vxlan.name.clone(), device);
+                    .extend(sysctls(family, &footing.dev, underlay));
+                *plan.ground.of_mut(family) = Some(footing);
             }
             Err(why) => plan.problems.push(why),
         }
     }
-    plan.conflist = mtu.map(|mtu| Conflist { mtu, subnets });
+    plan.pods = mtu_of_all.map(|mtu| Pods { mtu, subnets });
     plan.annotations = changed(&told, own);
+    plan.ground.subnets.clone_from(&own.subnets);
+    plan.ground.underlay = Some(underlay.clone());
     plan
 }
 
-/// The device for the family of `subnet`, with nobody on it yet.
-fn device(settings: &Settings, subnet: IpNetwork, underlay: &Underlay) -> Result<Device, String> {
+/// What this node stands on for the family of `subnet`.
+fn footing(settings: &Settings, subnet: IpNetwork, underlay: &Underlay) -> Result<Footing, String> {
     let family = Family::of_net(&subnet);
-    let dev = &underlay.dev;
-    let Some(local) = underlay.ip(family) else {
-        return Err(format!(
-            "this node has {family} pods ({subnet}), but {dev} has no {family} address: they reach no other node"
-        ));
+    let outer = match &settings.backend {
+        Backend::WireGuard(wg) => wg_outer(wg.mode, family, underlay),
+        _ => family,
     };
-    let mtu = underlay.mtu.saturating_sub(overhead(family));
-    let min = mtu_min(family);
-    if mtu < min {
-        return Err(format!(
-            "mtu {} of {dev} leaves {mtu} bytes to {family} pods, which need {min}",
-            underlay.mtu
-        ));
-    }
-    let length = family.bits();
-    let addr = IpNetwork::new(subnet.network(), length).map_err(|e| e.to_string())?;
-    Ok(Device {
-        vxlan: NewVxlan {
-            name: settings.device(family),
-            mac: Some(vtep_mac(&settings.node_name, family)),
-            mtu: Some(mtu),
-            vni: settings.vni,
-            port: settings.port,
-            local: Some(local),
-            underlay: Some(dev.clone()),
-            learning: false,
-        },
-        underlay: underlay.index,
-        addr,
-        neighs: BTreeMap::new(),
-        fdb: BTreeMap::new(),
-        routes: BTreeMap::new(),
+    let dev = &underlay.dev;
+    let local = underlay.ip(outer).ok_or_else(|| {
+        format!(
+            "this node has {family} pods ({subnet}), but {dev} has no {outer} address: they reach no other node"
+        )
+    })?;
+    let way = match &settings.backend {
+        Backend::Vxlan(_) => Way::Vxlan(vtep_mac(&settings.node_name, family)),
+        Backend::HostGw(_) => Way::HostGw,
+        Backend::WireGuard(wg) => Way::WireGuard(wg.public.unwrap_or_default()),
+    };
+    let dev = settings.backend.device(family);
+    Ok(Footing {
+        dev: dev.unwrap_or_else(|| underlay.dev.clone()),
+        way,
+        local,
     })
 }
 
-/// Puts every peer on the device. Of two that claim the same, the first by name keeps it.
-fn add_peers(
-    device: &mut Device,
-    family: Family,
-    own: &Own,
-    peers: &BTreeMap<String, Peer>,
-    problems: &mut Vec<String>,
+/// Over which family WireGuard carries the pods of one family.
+fn wg_outer(mode: WireGuardMode, family: Family, underlay: &Underlay) -> Family {
+    match mode {
+        WireGuardMode::Separate => family,
+        WireGuardMode::V4 => Family::V4,
+        WireGuardMode::V6 => Family::V6,
+        WireGuardMode::Auto if underlay.v4.is_some() => Family::V4,
+        WireGuardMode::Auto => Family::V6,
+    }
+}
+
+/// The largest packet of pods of one family.
+fn mtu(settings: &Settings, family: Family, underlay: &Underlay) -> Result<u32, String> {
+    let outer = settings.backend.mtu().unwrap_or(underlay.mtu);
+    let mtu = outer.saturating_sub(settings.backend.overhead(family));
+    let min = mtu_min(family);
+    if mtu < min {
+        let dev = &underlay.dev;
+        return Err(format!(
+            "mtu {outer} of {dev} leaves {mtu} bytes to {family} pods, which need {min}"
+        ));
+    }
+    Ok(mtu)
+}
+
+/// Adds the device of a family, or its address to the one that carries both.
+fn add_device(
+    desired: &mut Desired,
+    settings: &Settings,
+    subnet: IpNetwork,
+    mtu: u32,
+    footing: &Footing,
+    underlay: &Underlay,
 ) {
-    for (name, peer) in peers {
-        let Some(reach) = peer.reach(family) else {
+    let kind = match (&settings.backend, footing.way) {
+        (Backend::Vxlan(vxlan), Way::Vxlan(mac)) => DeviceKind::Vxlan {
+            new: NewVxlan {
+                name: footing.dev.clone(),
+                mac: Some(mac),
+                mtu: Some(mtu),
+                vni: vxlan.vni,
+                port: vxlan.port,
+                local: Some(footing.local),
+                underlay: Some(underlay.dev.clone()),
+                learning: vxlan.learning,
+                gbp: vxlan.gbp,
+            },
+            underlay: underlay.index,
+        },
+        (Backend::WireGuard(wg), _) => {
+            let second = wg.mode == WireGuardMode::Separate && subnet.is_ipv6();
+            DeviceKind::WireGuard(WgConfig {
+                private: wg.private.unwrap_or_default(),
+                port: if second { wg.port_v6 } else { wg.port },
+            })
+        }
+        // The underlay itself.
+        _ => return,
+    };
+    let no_tx_checksum =
+        matches!(kind, DeviceKind::Vxlan { .. }) && checksum::is_broken_by_kernel(&settings.kernel);
+    let device = desired
+        .devices
+        .entry(footing.dev.clone())
+        .or_insert_with(|| Device {
+            kind,
+            mtu,
+            addrs: Vec::new(),
+            no_tx_checksum,
+        });
+    device.addrs.push(host_net(subnet.network()));
+}
+
+/// What another node brings. `told` hears what could not be honoured.
+pub fn entries(
+    settings: &Settings,
+    ground: &Ground,
+    name: &str,
+    peer: &Peer,
+    mut told: impl FnMut(String),
+) -> Vec<Entry> {
+    let mut all = Vec::new();
+    for family in Family::BOTH {
+        let (Some(reach), Some(footing)) = (peer.reach(family), ground.of(family)) else {
             continue;
         };
-        let claim = if own.subnets.iter().any(|net| overlaps(net, &reach.subnet)) {
-            Some(format!("{} overlaps with this node's own", reach.subnet))
-        } else if device.routes.contains_key(&reach.subnet) {
-            Some(format!("{} is another node's too", reach.subnet))
-        } else if device.fdb.contains_key(&reach.mac) || device.vxlan.mac == Some(reach.mac) {
-            Some(format!("hardware address {} is another's too", reach.mac))
-        } else if device.vxlan.local == Some(reach.public) {
-            Some(format!("{} is this node's own address", reach.public))
-        } else {
-            None
-        };
-        if let Some(why) = claim {
-            problems.push(format!("node {name} is left out: {why}"));
+        if let Some(why) = clash(ground, footing, reach) {
+            told(format!("node {name} is left out: {why}"));
             continue;
         }
-        let gateway = reach.subnet.network();
-        device.neighs.insert(gateway, reach.mac);
-        device.fdb.insert(reach.mac, reach.public);
-        device.routes.insert(reach.subnet, gateway);
+        match &settings.backend {
+            Backend::Vxlan(_) | Backend::HostGw(_) => {
+                match plain(settings, ground, footing, reach) {
+                    Ok(more) => all.extend(more),
+                    Err(why) => told(format!("node {name} is left out: {why}")),
+                }
+            }
+            Backend::WireGuard(wg) => {
+                all.push(Entry::Route(Route::to(reach.subnet).dev(&footing.dev)));
+                add_far_end(&mut all, wg, ground, &footing.dev, peer, reach);
+            }
+        }
+    }
+    all
+}
+
+/// What a node must not claim.
+fn clash(ground: &Ground, footing: &Footing, reach: &Reach) -> Option<String> {
+    if ground
+        .subnets
+        .iter()
+        .any(|net| overlaps(net, &reach.subnet))
+    {
+        Some(format!("{} overlaps with this node's own", reach.subnet))
+    } else if footing.local == reach.public {
+        Some(format!("{} is this node's own address", reach.public))
+    } else {
+        match reach.way {
+            Way::Vxlan(mac) if footing.way == reach.way => {
+                Some(format!("hardware address {mac} is this node's own"))
+            }
+            Way::WireGuard(key) if footing.way == reach.way => {
+                Some(format!("public key {key} is this node's own"))
+            }
+            _ => None,
+        }
     }
 }
 
@@ -154,28 +236,115 @@ fn overlaps(a: &IpNetwork, b: &IpNetwork) -> bool {
     a.is_ipv4() == b.is_ipv4() && (a.contains(b.network()) || b.contains(a.network()))
 }
 
-/// The annotations by which others find this device.
+/// VXLAN, or a route through the node itself where it is on the same link.
+fn plain(
+    settings: &Settings,
+    ground: &Ground,
+    footing: &Footing,
+    reach: &Reach,
+) -> Result<Vec<Entry>, String> {
+    let underlay = ground.underlay.as_ref();
+    let direct =
+        underlay.filter(|u| settings.backend.asks_for_neighbours() && u.is_direct(reach.public));
+    if let Some(underlay) = direct {
+        let route = Route::to(reach.subnet).via(reach.public).dev(&underlay.dev);
+        return Ok(vec![Entry::Route(route)]);
+    }
+    let Way::Vxlan(mac) = reach.way else {
+        let (ip, dev) = (reach.public, &footing.dev);
+        return Err(format!("{ip} is not on the link {dev} itself"));
+    };
+    let dev = &footing.dev;
+    let gateway = reach.subnet.network();
+    let fdb = FdbEntry {
+        mac,
+        dst: Some(reach.public),
+    };
+    let route = Route::to(reach.subnet).via(gateway).dev(dev).onlink();
+    Ok(vec![
+        Entry::Fdb(dev.clone(), fdb),
+        Entry::Neigh(dev.clone(), Neigh::permanent(gateway, mac)),
+        Entry::Route(route),
+    ])
+}
+
+/// The far end of a WireGuard device; one device may carry both families.
+fn add_far_end(
+    all: &mut Vec<Entry>,
+    wg: &WireGuard,
+    ground: &Ground,
+    dev: &str,
+    peer: &Peer,
+    reach: &Reach,
+) {
+    let Way::WireGuard(key) = reach.way else {
+        return;
+    };
+    let there = all.iter_mut().find_map(|entry| match entry {
+        Entry::WgPeer(on, far) if on == dev && far.key == key => Some(far),
+        _ => None,
+    });
+    if let Some(far) = there {
+        far.allowed.push(reach.subnet);
+        far.allowed.sort();
+        return;
+    }
+    let outer = match &ground.underlay {
+        Some(underlay) => wg_outer(wg.mode, Family::of_net(&reach.subnet), underlay),
+        None => Family::of_net(&reach.subnet),
+    };
+    let public = peer.reach(outer).unwrap_or(reach).public;
+    let second = wg.mode == WireGuardMode::Separate && reach.subnet.is_ipv6();
+    let port = if second { wg.port_v6 } else { wg.port };
+    let far = WgPeer {
+        key,
+        psk: wg.psk,
+        endpoint: Some(SocketAddr::new(public, port)),
+        keepalive: wg.keepalive,
+        allowed: vec![reach.subnet],
+    };
+    all.push(Entry::WgPeer(dev.to_owned(), far));
+}
+
+/// The annotations by which others find this node.
 fn tell(
     settings: &Settings,
     family: Family,
     own: &Own,
-    device: &Device,
+    footing: &Footing,
 ) -> BTreeMap<&'static str, String> {
-    let (data_name, public_name, overwrite) = node::annotations_of(family);
-    let mac = device.vxlan.mac.unwrap_or_default();
-    let data = format!(r#"{{"VNI":{},"VtepMAC":"{mac}"}}"#, settings.vni);
-    let wanted = own
-        .annotations
-        .get(overwrite)
-        .and_then(|text| text.parse::<IpAddr>().ok())
-        .filter(|ip| Family::of(*ip) == family);
-    let public = wanted.or(device.vxlan.local).map(|ip| ip.to_string());
+    let names = node::annotations_of(family);
+    let vni = match &settings.backend {
+        Backend::Vxlan(vxlan) => vxlan.vni,
+        _ => 0,
+    };
     BTreeMap::from([
-        (data_name, data),
-        (public_name, public.unwrap_or_default()),
-        (node::BACKEND_TYPE, node::VXLAN.to_owned()),
+        (names.data, node::data_of(&footing.way, vni)),
+        (
+            names.public,
+            public(settings, family, own, footing.local).to_string(),
+        ),
+        (node::BACKEND_TYPE, settings.backend.name().to_owned()),
         (node::SUBNET_MANAGER, "true".to_owned()),
     ])
+}
+
+/// The address that the others send to: what the administrator wrote into the Node, else what the
+/// flags say, else the underlay's own.
+fn public(settings: &Settings, family: Family, own: &Own, local: IpAddr) -> IpAddr {
+    let names = node::annotations_of(family);
+    let written = |name: &str| {
+        let text = own.annotations.get(name)?;
+        node::public_ip(text, family)
+    };
+    let flag = || {
+        let mut all = settings.public.iter().copied();
+        all.find(|ip| Family::of(*ip) == family)
+    };
+    written(names.overwrite)
+        .or_else(flag)
+        .or_else(|| written(names.chosen))
+        .unwrap_or(local)
 }
 
 /// What has to change in the node's annotations so that they tell this.
@@ -188,8 +357,8 @@ fn changed(told: &BTreeMap<&'static str, String>, own: &Own) -> BTreeMap<String,
     }
     // Nobody may send to a device that is not there any more.
     for family in Family::BOTH {
-        let (data, public, _) = node::annotations_of(family);
-        for key in [data, public] {
+        let names = node::annotations_of(family);
+        for key in [names.data, names.public] {
             if !told.contains_key(key) && own.annotations.contains_key(key) {
                 changes.insert(key.to_owned(), None);
             }
@@ -199,7 +368,7 @@ fn changed(told: &BTreeMap<&'static str, String>, own: &Own) -> BTreeMap<String,
 }
 
 /// Settings without which the kernel forwards nothing.
-fn sysctls(family: Family, device: &Device, underlay: &Underlay) -> Vec<Sysctl> {
+fn sysctls(family: Family, dev: &str, underlay: &Underlay) -> Vec<Sysctl> {
     let set = |key: String, value| Sysctl {
         key,
         value,
@@ -207,20 +376,22 @@ fn sysctls(family: Family, device: &Device, underlay: &Underlay) -> Vec<Sysctl> 
     };
     match family {
         Family::V4 => vec![set("net/ipv4/ip_forward".to_owned(), "1")],
-        Family::V6 => vec![
-            // A host that forwards takes no routes from routers unless told to: it would lose its
-            // default route.
-            Sysctl {
-                key: format!("net/ipv6/conf/{}/accept_ra", underlay.dev),
-                value: "2",
-                only_from: Some("1"),
-            },
-            set("net/ipv6/conf/all/forwarding".to_owned(), "1"),
-            // Nobody on the other side may give this device addresses or routes.
-            set(
-                format!("net/ipv6/conf/{}/accept_ra", device.vxlan.name),
-                "0",
-            ),
-        ],
+        Family::V6 => {
+            let mut all = vec![
+                // A host that forwards takes no routes from routers unless told to: it would lose
+                // its default route.
+                Sysctl {
+                    key: format!("net/ipv6/conf/{}/accept_ra", underlay.dev),
+                    value: "2",
+                    only_from: Some("1"),
+                },
+                set("net/ipv6/conf/all/forwarding".to_owned(), "1"),
+            ];
+            if dev != underlay.dev {
+                // Nobody on the other side may give this device addresses or routes.
+                all.push(set(format!("net/ipv6/conf/{dev}/accept_ra"), "0"));
+            }
+            all
+        }
     }
 }

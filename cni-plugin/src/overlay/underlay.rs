@@ -2,12 +2,14 @@
 
 use std::net::IpAddr;
 
+use api::cidr::{Family, host_net, parse_ip};
 use linux::addr::Addr;
 use linux::link::Link;
-use linux::route::RouteFilter;
+use linux::route::{Kind, RouteFilter};
 use linux::{Host, Result};
 
-use super::model::{Settings, Underlay};
+use super::model::{Own, PROTOCOL_SEAWAY, Settings, Underlay};
+use super::node;
 
 /// A link that could be the underlay, with its addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,15 +20,21 @@ pub struct Candidate {
     pub addrs: Vec<Addr>,
 }
 
+impl Candidate {
+    fn has(&self, ip: IpAddr) -> bool {
+        self.addrs.iter().any(|addr| addr.net.ip() == ip)
+    }
+}
+
 /// Why there is no underlay.
 #[derive(Debug, thiserror::Error)]
 pub enum NoUnderlay {
     /// The kernel could not be asked.
     #[error(transparent)]
     Kernel(#[from] linux::Error),
-    /// `--iface` names no link.
-    #[error("--iface {0}: no such link")]
-    NoSuchLink(String),
+    /// What was chosen leads to no link.
+    #[error("{0}: no such link")]
+    NotChosen(String),
     /// Neither the node's addresses nor a default route lead to one.
     #[error(
         "no link has one of the node's addresses {0:?}, and there is no default route: say --iface"
@@ -34,34 +42,100 @@ pub enum NoUnderlay {
     NotFound(Vec<IpAddr>),
 }
 
-/// Finds the underlay: the link of `--iface`, else the one with an address of the node, else the
-/// default route's.
+/// Finds the underlay: as chosen by `--iface` and its like; else the link with the address to be
+/// told, or an address of the node; else the default route's.
 ///
 /// # Errors
 /// There is none, or the kernel refuses to list.
 pub fn find(
     host: &mut dyn Host,
     settings: &Settings,
-    node_ips: &[IpAddr],
+    own: &Own,
 ) -> std::result::Result<Underlay, NoUnderlay> {
-    if let Some(name) = &settings.iface {
-        let link = host.link(name)?;
-        let link = link.ok_or_else(|| NoUnderlay::NoSuchLink(name.clone()))?;
-        let addrs = host.addrs(name)?;
-        return Ok(underlay(&Candidate { link, addrs }, node_ips));
-    }
     let candidates = candidates(host, settings)?;
-    if let Some(found) = with_address(&candidates, node_ips) {
-        return Ok(underlay(found, node_ips));
+    let wanted = wanted_ips(settings, own);
+    let found = match chosen(host, settings, &candidates)? {
+        Some(found) => found,
+        None => by_itself(host, &candidates, &wanted)?,
+    };
+    let mut underlay = underlay(found, &wanted);
+    if settings.backend.asks_for_neighbours() {
+        underlay.routes = routes(host, &underlay.dev)?;
+    }
+    Ok(underlay)
+}
+
+/// The addresses to prefer, first the ones that were said.
+fn wanted_ips(settings: &Settings, own: &Own) -> Vec<IpAddr> {
+    let annotated = Family::BOTH.into_iter().filter_map(|family| {
+        let text = own.annotations.get(node::annotations_of(family).chosen)?;
+        node::public_ip(text, family)
+    });
+    let all = settings.public.iter().copied().chain(annotated);
+    all.chain(own.ips.iter().copied()).collect()
+}
+
+/// What the flags choose, each in turn; `None` when there is no such flag.
+fn chosen<'a>(
+    host: &mut dyn Host,
+    settings: &Settings,
+    candidates: &'a [Candidate],
+) -> std::result::Result<Option<&'a Candidate>, NoUnderlay> {
+    let choice = &settings.iface;
+    if choice.is_empty() {
+        return Ok(None);
+    }
+    let mut tried = Vec::new();
+    for name in &choice.names {
+        let ip = parse_ip(name);
+        let fits = |c: &&Candidate| c.link.name == *name || ip.is_some_and(|ip| c.has(ip));
+        if let Some(found) = candidates.iter().find(fits) {
+            return Ok(Some(found));
+        }
+        tried.push(format!("--iface {name}"));
+    }
+    for pattern in &choice.patterns {
+        let fits = |c: &&Candidate| {
+            let mut addrs = c.addrs.iter();
+            addrs.any(|addr| pattern.matches(&addr.net.ip().to_string()))
+                || pattern.matches(&c.link.name)
+        };
+        if let Some(found) = candidates.iter().find(fits) {
+            return Ok(Some(found));
+        }
+        tried.push(format!("--iface-regex {pattern}"));
+    }
+    if let Some(ip) = choice.can_reach {
+        let dev = host.route_to(ip)?.and_then(|route| route.dev);
+        if let Some(found) = candidates
+            .iter()
+            .find(|c| dev.as_ref() == Some(&c.link.name))
+        {
+            return Ok(Some(found));
+        }
+        tried.push(format!("--iface-can-reach {ip}"));
+    }
+    Err(NoUnderlay::NotChosen(tried.join(", ")))
+}
+
+/// The link with the first of these addresses that any has, else the default route's.
+fn by_itself<'a>(
+    host: &mut dyn Host,
+    candidates: &'a [Candidate],
+    wanted: &[IpAddr],
+) -> std::result::Result<&'a Candidate, NoUnderlay> {
+    let having = |ip: &IpAddr| candidates.iter().find(|c| c.has(*ip));
+    if let Some(found) = wanted.iter().find_map(having) {
+        return Ok(found);
     }
     for ipv6 in [false, true] {
         if let Some(dev) = default_route(host, ipv6)?
             && let Some(found) = candidates.iter().find(|c| c.link.name == dev)
         {
-            return Ok(underlay(found, node_ips));
+            return Ok(found);
         }
     }
-    Err(NoUnderlay::NotFound(node_ips.to_vec()))
+    Err(NoUnderlay::NotFound(wanted.to_vec()))
 }
 
 /// All links but our own, loopback, and ports of bridges (pods).
@@ -82,14 +156,6 @@ fn candidates(host: &mut dyn Host, settings: &Settings) -> Result<Vec<Candidate>
     Ok(all)
 }
 
-fn with_address<'a>(candidates: &'a [Candidate], node_ips: &[IpAddr]) -> Option<&'a Candidate> {
-    node_ips.iter().find_map(|ip| {
-        candidates
-            .iter()
-            .find(|c| c.addrs.iter().any(|addr| addr.net.ip() == *ip))
-    })
-}
-
 fn default_route(host: &mut dyn Host, ipv6: bool) -> Result<Option<String>> {
     let filter = RouteFilter {
         ipv6: Some(ipv6),
@@ -104,16 +170,46 @@ fn default_route(host: &mut dyn Host, ipv6: bool) -> Result<Option<String>> {
     Ok(defaults.into_iter().next().and_then(|route| route.dev))
 }
 
-/// The addresses to use on a link: the node's where it has them, else the first that is global.
-fn underlay(candidate: &Candidate, node_ips: &[IpAddr]) -> Underlay {
+/// Where this host sends what is not for pods, and whether that is on link `dev` itself.
+fn routes(host: &mut dyn Host, dev: &str) -> Result<Vec<(ipnetwork::IpNetwork, bool)>> {
+    let mut all: Vec<_> = host
+        .routes(&RouteFilter::default())?
+        .into_iter()
+        .filter(|route| route.protocol != PROTOCOL_SEAWAY)
+        .map(|route| {
+            let here = route.dev.as_deref() == Some(dev) && route.kind == Kind::Unicast;
+            (route.dst, here && route.gateway.is_none())
+        })
+        .collect();
+    // The kernel makes a route for the network of each address; what a peer-to-peer address leads
+    // to is no network.
+    for addr in host.addrs(dev)? {
+        let net = addr.net;
+        let single = host_net(net.ip()).prefix() == net.prefix();
+        if let Ok(net) = ipnetwork::IpNetwork::new(net.network(), net.prefix())
+            && !single
+            && !all.iter().any(|(dst, _)| *dst == net)
+        {
+            all.push((net, true));
+        }
+    }
+    all.sort();
+    Ok(all)
+}
+
+/// The addresses to use on a link: the wanted ones where it has them, else the first that is global.
+fn underlay(candidate: &Candidate, wanted: &[IpAddr]) -> Underlay {
     let Candidate { link, addrs } = candidate;
-    let pick = |wanted: fn(&IpAddr) -> bool| {
+    let pick = |of_family: fn(&IpAddr) -> bool| {
         let mut usable: Vec<&Addr> = addrs
             .iter()
-            .filter(|addr| wanted(&addr.net.ip()) && !is_link_local(addr.net.ip()))
+            .filter(|addr| of_family(&addr.net.ip()) && !is_link_local(addr.net.ip()))
             .collect();
         // Stable: the kernel's order decides between equals.
-        usable.sort_by_key(|addr| (!node_ips.contains(&addr.net.ip()), !addr.permanent));
+        usable.sort_by_key(|addr| {
+            let at = wanted.iter().position(|ip| *ip == addr.net.ip());
+            (at.unwrap_or(usize::MAX), !addr.permanent)
+        });
         usable.first().map(|addr| addr.net.ip())
     };
     Underlay {
@@ -128,6 +224,7 @@ fn underlay(candidate: &Candidate, node_ips: &[IpAddr]) -> Underlay {
             Some(IpAddr::V6(ip)) => Some(ip),
             _ => None,
         },
+        routes: Vec::new(),
     }
 }
 

@@ -44,9 +44,12 @@ pub(crate) fn list(index: u32) -> NeighbourMessage {
     message
 }
 
-/// Reads an entry and the index of its link. `None` for entries of a bridge.
-pub(crate) fn parse(message: &NeighbourMessage) -> Option<(u32, FdbEntry)> {
-    if !message.header.flags.contains(NeighbourFlags::Own) {
+/// Reads an entry and the index of its link. `None` for entries of a bridge and for those that were
+/// learned from traffic.
+pub fn parse(message: &NeighbourMessage) -> Option<(u32, FdbEntry)> {
+    let state = message.header.state;
+    let lasting = matches!(state, NeighbourState::Permanent | NeighbourState::Noarp);
+    if !lasting || !message.header.flags.contains(NeighbourFlags::Own) {
         return None;
     }
     let mut mac = None;

@@ -2,6 +2,9 @@
 //!
 //! Everything is named as a person would name it (links by name); indices stay behind the door.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use ipnetwork::IpNetwork;
 
 use crate::addr::Addr;
@@ -11,6 +14,7 @@ use crate::link::{Link, LinkChange, NewBridge, NewVeth, NewVxlan};
 use crate::neigh::Neigh;
 use crate::netns::NsRef;
 use crate::route::{Route, RouteFilter};
+use crate::wireguard;
 
 /// One network namespace. Every function is one request to the kernel, or one list.
 pub trait Host {
@@ -47,11 +51,48 @@ pub trait Host {
     /// The name or the combination of VNI and port is taken (`is_exists`).
     fn add_vxlan(&mut self, new: &NewVxlan) -> Result<()>;
 
+    /// Makes a WireGuard device, down, without key and peers.
+    ///
+    /// # Errors
+    /// The name is taken (`is_exists`), or the kernel has no WireGuard.
+    fn add_wireguard(&mut self, name: &str, mtu: Option<u32>) -> Result<()>;
+
+    /// Looks at a WireGuard device.
+    ///
+    /// # Errors
+    /// No such device, or it is not WireGuard.
+    fn wireguard(&mut self, link: &str) -> Result<wireguard::Device>;
+
+    /// Sets key and port of a WireGuard device.
+    ///
+    /// # Errors
+    /// No such device, or the port is taken.
+    fn set_wireguard(&mut self, link: &str, config: &wireguard::Config) -> Result<()>;
+
+    /// Adds or changes the far end of a WireGuard device.
+    ///
+    /// # Errors
+    /// No such device.
+    fn set_wireguard_peer(&mut self, link: &str, peer: &wireguard::Peer) -> Result<()>;
+
+    /// Removes the far end of a WireGuard device; one that is not there is no error.
+    ///
+    /// # Errors
+    /// No such device.
+    fn del_wireguard_peer(&mut self, link: &str, key: wireguard::Key) -> Result<()>;
+
     /// Changes a link.
     ///
     /// # Errors
     /// No such link.
     fn set_link(&mut self, name: &str, change: &LinkChange) -> Result<()>;
+
+    /// Gives the far ends of veths this largest packet, in whatever namespaces they are. Tells the
+    /// indices of those veths whose far end was found.
+    ///
+    /// # Errors
+    /// A far end does not take it.
+    fn set_peer_mtu(&mut self, veths: &[Link], mtu: u32) -> Result<BTreeSet<u32>>;
 
     /// Deletes a link; a veth takes its peer with it.
     ///
@@ -100,6 +141,13 @@ pub trait Host {
     /// # Errors
     /// It is not there (`is_not_found`).
     fn del_route(&mut self, route: &Route) -> Result<()>;
+
+    /// By which route this host would send to `ip`; `None` when there is none. The source address
+    /// is always given.
+    ///
+    /// # Errors
+    /// As [`Host::links`].
+    fn route_to(&mut self, ip: IpAddr) -> Result<Option<Route>>;
 
     /// The neighbours of one link, both families.
     ///
@@ -154,6 +202,18 @@ pub trait Host {
     /// # Errors
     /// No such setting, or a value it does not take.
     fn set_sysctl(&mut self, key: &str, value: &str) -> Result<()>;
+
+    /// Whether the link claims to fill in the checksums of TCP and UDP itself.
+    ///
+    /// # Errors
+    /// No such link, or a kind that has no such notion.
+    fn tx_checksum(&mut self, link: &str) -> Result<bool>;
+
+    /// Lets the link fill in the checksums of TCP and UDP, or has the kernel do it before.
+    ///
+    /// # Errors
+    /// As [`Host::tx_checksum`].
+    fn set_tx_checksum(&mut self, link: &str, on: bool) -> Result<()>;
 
     /// Adds an address unless it is there; true when it was added.
     ///

@@ -1,7 +1,8 @@
 //! The real kernel behind the [`Host`] door: one netlink socket in one network namespace.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
@@ -9,14 +10,24 @@ use netlink_packet_route::RouteNetlinkMessage as M;
 
 use crate::addr::{self, Addr};
 use crate::error::{Error, Result};
+use crate::ethtool;
+use crate::far_end;
 use crate::fdb::{self, FdbEntry};
 use crate::host::Host;
 use crate::link::{self, Link, LinkChange, NewBridge, NewVeth, NewVxlan};
 use crate::neigh::{self, Neigh};
 use crate::netlink::Netlink;
 use crate::netns::{NetNs, NsRef};
-use crate::route::{self, Route, RouteFilter};
+use crate::route::{self, Kind, Route, RouteFilter};
 use crate::sysctl;
+use crate::wireguard::{self, WireGuard};
+
+/// The release of the running kernel (`uname -r`); empty if it does not tell.
+pub fn release() -> String {
+    let name = nix::sys::utsname::uname();
+    let release = name.map(|name| name.release().to_string_lossy().into_owned());
+    release.unwrap_or_default()
+}
 
 /// One network namespace of the real kernel. May be used from any thread, wherever it was opened.
 #[derive(Debug)]
@@ -28,6 +39,8 @@ pub struct Kernel {
     /// Names of links by index, as last seen. An entry that turns out to be old is dropped and
     /// looked up again.
     names: BTreeMap<u32, String>,
+    /// Opened when it is first needed.
+    wireguard: Option<WireGuard>,
 }
 
 impl Kernel {
@@ -43,6 +56,7 @@ impl Kernel {
             netns: NetNs::current()?,
             inside: true,
             names: BTreeMap::new(),
+            wireguard: None,
         })
     }
 
@@ -57,6 +71,7 @@ impl Kernel {
             netns,
             inside: false,
             names: BTreeMap::new(),
+            wireguard: None,
         })
     }
 
@@ -207,6 +222,14 @@ impl Kernel {
         }
     }
 
+    fn wireguard_door(&mut self) -> Result<&mut WireGuard> {
+        let door = match self.wireguard.take() {
+            Some(door) => door,
+            None => self.inside(WireGuard::open)?,
+        };
+        Ok(self.wireguard.insert(door))
+    }
+
     fn change_route(&mut self, verb: &str, route: &Route, flags: u16) -> Result<()> {
         let send = |netlink: &mut Netlink, oif: Option<u32>| {
             let message = M::NewRoute(route::message(route, oif));
@@ -294,6 +317,28 @@ impl Host for Kernel {
         self.netlink.change(op, message, NLM_F_CREATE | NLM_F_EXCL)
     }
 
+    fn add_wireguard(&mut self, name: &str, mtu: Option<u32>) -> Result<()> {
+        let message = M::NewLink(link::create_wireguard(name, mtu));
+        let op = format_args!("make wireguard {name}");
+        self.netlink.change(op, message, NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    fn wireguard(&mut self, link: &str) -> Result<wireguard::Device> {
+        self.wireguard_door()?.device(link)
+    }
+
+    fn set_wireguard(&mut self, link: &str, config: &wireguard::Config) -> Result<()> {
+        self.wireguard_door()?.configure(link, config)
+    }
+
+    fn set_wireguard_peer(&mut self, link: &str, peer: &wireguard::Peer) -> Result<()> {
+        self.wireguard_door()?.set_peer(link, peer)
+    }
+
+    fn del_wireguard_peer(&mut self, link: &str, key: wireguard::Key) -> Result<()> {
+        self.wireguard_door()?.del_peer(link, key)
+    }
+
     fn set_link(&mut self, name: &str, change: &LinkChange) -> Result<()> {
         let master = match change.master.as_deref() {
             Some("") => Some(0),
@@ -309,6 +354,10 @@ impl Host for Kernel {
             self.names.retain(|_, known| known != name);
         }
         Ok(())
+    }
+
+    fn set_peer_mtu(&mut self, veths: &[Link], mtu: u32) -> Result<BTreeSet<u32>> {
+        far_end::set_mtu(&mut self.netlink, veths, mtu)
     }
 
     fn delete_link(&mut self, name: &str) -> Result<()> {
@@ -396,6 +445,25 @@ impl Host for Kernel {
             .change(format_args!("delete route {route}"), message, 0)
     }
 
+    fn route_to(&mut self, ip: IpAddr) -> Result<Option<Route>> {
+        let message = M::GetRoute(route::lookup(ip));
+        let op = format_args!("look up the route to {ip}");
+        let answer = match self.netlink.get(op, message) {
+            Ok(M::NewRoute(message)) => route::parse(&message),
+            Ok(_) => None,
+            Err(e) if matches!(e.errno(), Some(libc::ENETUNREACH | libc::EHOSTUNREACH)) => None,
+            Err(e) if e.is_not_found() => None,
+            Err(e) => return Err(e),
+        };
+        let Some((index, mut route)) = answer else {
+            return Ok(None);
+        };
+        if let Some(index) = index {
+            route.dev = self.name(index)?;
+        }
+        Ok(Some(route).filter(|route| matches!(route.kind, Kind::Unicast | Kind::Local)))
+    }
+
     fn neighs(&mut self, link: &str) -> Result<Vec<Neigh>> {
         self.with_index(link, |netlink, index| {
             let mut neighs = Vec::new();
@@ -460,6 +528,14 @@ impl Host for Kernel {
             let op = format_args!("delete forwarding entry {} of {link}", entry.mac);
             netlink.change(op, message, 0)
         })
+    }
+
+    fn tx_checksum(&mut self, link: &str) -> Result<bool> {
+        self.inside(|| ethtool::tx_checksum(link))
+    }
+
+    fn set_tx_checksum(&mut self, link: &str, on: bool) -> Result<()> {
+        self.inside(|| ethtool::set_tx_checksum(link, on))
     }
 
     fn sysctl(&mut self, key: &str) -> Result<String> {

@@ -5,9 +5,11 @@ pub mod addr;
 pub mod cgroup;
 pub mod conntrack;
 pub mod error;
+pub mod ethtool;
 pub mod exec;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
+mod far_end;
 pub mod fdb;
 mod genl;
 pub mod host;
@@ -27,6 +29,7 @@ pub mod process;
 pub mod route;
 pub mod rules_monitor;
 pub mod sysctl;
+pub mod wireguard;
 
 pub use error::{Error, Result};
 pub use host::Host;

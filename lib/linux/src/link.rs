@@ -40,6 +40,8 @@ pub struct Link {
     pub alias: Option<String>,
     /// For a veth, the peer's index (in the peer's namespace); for others the lower link's.
     pub peer: Option<u32>,
+    /// By which number this namespace knows the peer's; none: it is this one.
+    pub peer_netns: Option<i32>,
     /// What a bridge port is told to do.
     pub port: Option<Port>,
     /// What a VXLAN device is made of.
@@ -70,6 +72,8 @@ pub struct Vxlan {
     pub underlay: Option<u32>,
     /// Learns forwarding entries from traffic.
     pub learning: bool,
+    /// Carries the mark of the packet in its header (group based policy).
+    pub gbp: bool,
 }
 
 /// A bridge to be made. It is made down.
@@ -121,6 +125,8 @@ pub struct NewVxlan {
     pub underlay: Option<String>,
     /// Learns forwarding entries from traffic.
     pub learning: bool,
+    /// Carries the mark of the packet in its header (group based policy).
+    pub gbp: bool,
 }
 
 /// Changes to one link, made in one request. What is `None` stays.
@@ -275,11 +281,23 @@ pub(crate) fn create_vxlan(new: &NewVxlan, underlay: Option<u32>) -> LinkMessage
         None => {}
     }
     data.extend(underlay.map(InfoVxlan::Link));
+    data.extend(new.gbp.then_some(InfoVxlan::Gbp));
     let mut message = named(&new.name, new.mac, new.mtu);
     message.attributes.push(LinkAttribute::LinkInfo(vec![
         LinkInfo::Kind(InfoKind::Vxlan),
         LinkInfo::Data(InfoData::Vxlan(data)),
     ]));
+    message
+}
+
+/// A WireGuard device, which has neither keys nor peers yet.
+pub(crate) fn create_wireguard(name: &str, mtu: Option<u32>) -> LinkMessage {
+    let mut message = named(name, None, mtu);
+    message
+        .attributes
+        .push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(
+            InfoKind::Wireguard,
+        )]));
     message
 }
 
@@ -353,6 +371,7 @@ pub(crate) fn parse(message: &LinkMessage) -> Link {
             LinkAttribute::Controller(index) => link.master = Some(*index),
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
             LinkAttribute::Link(index) => link.peer = Some(*index),
+            LinkAttribute::LinkNetNsId(id) => link.peer_netns = Some(*id),
             // Loopback reports "unknown", as devices without a notion of carrier do.
             LinkAttribute::OperState(state) => {
                 link.running = matches!(state, State::Up | State::Unknown) && link.up;
@@ -400,6 +419,7 @@ fn parse_vxlan(data: &[InfoVxlan]) -> Vxlan {
             InfoVxlan::Local6(address) => vxlan.local = Some((*address).into()),
             InfoVxlan::Link(index) => vxlan.underlay = Some(*index),
             InfoVxlan::Learning(on) => vxlan.learning = *on,
+            InfoVxlan::Gbp => vxlan.gbp = true,
             _ => {}
         }
     }

@@ -79,7 +79,7 @@ pub(crate) fn list(ipv6: bool, index: Option<u32>) -> NeighbourMessage {
 
 /// Reads a neighbour and the index of its link. `None` for multicast and proxy entries, which the
 /// kernel makes for itself.
-pub(crate) fn parse(message: &NeighbourMessage) -> Option<(u32, Neigh)> {
+pub fn parse(message: &NeighbourMessage) -> Option<(u32, Neigh)> {
     let header = &message.header;
     if header.state == NeighbourState::Noarp || header.flags.contains(NeighbourFlags::Proxy) {
         return None;

@@ -300,6 +300,15 @@ fn extended_text(echoed: &[u8]) -> Option<String> {
     Some(text.trim_end_matches('\0').trim_end_matches('.').to_owned())
 }
 
+/// Lets more be queued on a socket before the kernel drops, whatever `net.core.rmem_max` says.
+///
+/// # Errors
+/// Without CAP_NET_ADMIN.
+pub fn set_receive_room(socket: &impl AsFd, bytes: usize) -> Result<()> {
+    setsockopt(socket, sockopt::RcvBufForce, &bytes)
+        .map_err(|e| Error::new(format!("set the receive buffer to {bytes} bytes"), e))
+}
+
 /// Groups of notifications a [`Monitor`] can wait for (`RTNLGRP_*` of `linux/rtnetlink.h`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Group {

@@ -240,8 +240,19 @@ pub(crate) fn list(ipv6: bool, filter: &RouteFilter<'_>, oif: Option<u32>) -> Ro
     message
 }
 
+/// The message that asks by which route the kernel would send to `ip`.
+pub(crate) fn lookup(ip: IpAddr) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(&ip);
+    message.header.destination_prefix_length = if ip.is_ipv4() { 32 } else { 128 };
+    message
+        .attributes
+        .push(RouteAttribute::Destination(ip.into()));
+    message
+}
+
 /// Reads a route and the index of its link. `None` for families and forms we never make (multipath).
-pub(crate) fn parse(message: &RouteMessage) -> Option<(Option<u32>, Route)> {
+pub fn parse(message: &RouteMessage) -> Option<(Option<u32>, Route)> {
     let ipv6 = message.header.address_family == netlink_packet_route::AddressFamily::Inet6;
     let any: IpAddr = if ipv6 {
         [0u8; 16].into()

@@ -1,5 +1,8 @@
 //! The [`Host`] door of the pretended kernel.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use ipnetwork::IpNetwork;
 
 use super::FakeHost;
@@ -12,6 +15,7 @@ use crate::link::{Link, LinkChange, NewBridge, NewVeth, NewVxlan, Port, Vxlan};
 use crate::neigh::Neigh;
 use crate::netns::NsRef;
 use crate::route::{Route, RouteFilter};
+use crate::wireguard;
 
 impl FakeHost {
     /// Puts a route in; `replace` takes the place of one to the same destination and metric.
@@ -146,6 +150,7 @@ impl Host for FakeHost {
             local: new.local,
             underlay,
             learning: new.learning,
+            gbp: new.gbp,
         };
         let v6 = |v: &Vxlan| v.local.is_some_and(|l| l.is_ipv6());
         let same = |v: &Vxlan| (v.vni, v.port, v6(v)) == (vxlan.vni, vxlan.port, v6(&vxlan));
@@ -168,10 +173,73 @@ impl Host for FakeHost {
         world.insert(self.space, link, &op).map(drop)
     }
 
+    fn add_wireguard(&mut self, name: &str, mtu: Option<u32>) -> Result<()> {
+        let op = format!("make wireguard {name}");
+        let mut world = self.lock();
+        world.step(&op)?;
+        let link = Link {
+            name: name.to_owned(),
+            kind: Some("wireguard".to_owned()),
+            mtu: mtu.unwrap_or(0),
+            ..Link::default()
+        };
+        world.insert(self.space, link, &op).map(drop)
+    }
+
+    fn wireguard(&mut self, link: &str) -> Result<wireguard::Device> {
+        let op = format!("list the peers of {link}");
+        let mut world = self.lock();
+        Ok(world.device(self.space, link, &op)?.wireguard.clone())
+    }
+
+    fn set_wireguard(&mut self, link: &str, config: &wireguard::Config) -> Result<()> {
+        let op = format!("set key and port of {link}");
+        let mut world = self.lock();
+        world.step(&op)?;
+        world.device(self.space, link, &op)?.wireguard.config = config.clone();
+        Ok(())
+    }
+
+    fn set_wireguard_peer(&mut self, link: &str, peer: &wireguard::Peer) -> Result<()> {
+        let op = format!("set peer {} of {link}", peer.key);
+        let mut world = self.lock();
+        world.step(&op)?;
+        let peers = &mut world.device(self.space, link, &op)?.wireguard.peers;
+        peers.retain(|there| there.key != peer.key);
+        peers.push(peer.clone());
+        peers.sort();
+        Ok(())
+    }
+
+    fn del_wireguard_peer(&mut self, link: &str, key: wireguard::Key) -> Result<()> {
+        let op = format!("remove peer {key} of {link}");
+        let mut world = self.lock();
+        world.step(&op)?;
+        let peers = &mut world.device(self.space, link, &op)?.wireguard.peers;
+        peers.retain(|there| there.key != key);
+        Ok(())
+    }
+
     fn set_link(&mut self, name: &str, change: &LinkChange) -> Result<()> {
         let mut world = self.lock();
         world.step(&change.title(name))?;
         world.set_link(self.space, name, change)
+    }
+
+    fn set_peer_mtu(&mut self, veths: &[Link], mtu: u32) -> Result<BTreeSet<u32>> {
+        let op = format!("set the mtu of far ends to {mtu}");
+        let mut world = self.lock();
+        world.step(&op)?;
+        let mut done = BTreeSet::new();
+        for veth in veths {
+            let near = world.device(self.space, &veth.name, &op)?;
+            let (space, peer) = (near.peer_space, near.link.peer.unwrap_or_default());
+            if let Some(far) = world.space(space).devices.get_mut(&peer) {
+                far.link.mtu = mtu;
+                done.insert(veth.index);
+            }
+        }
+        Ok(done)
     }
 
     fn delete_link(&mut self, name: &str) -> Result<()> {
@@ -233,6 +301,23 @@ impl Host for FakeHost {
         Ok(())
     }
 
+    fn route_to(&mut self, ip: IpAddr) -> Result<Option<Route>> {
+        let mut world = self.lock();
+        let space = world.space(self.space);
+        // The kernel makes a route for the network of each address.
+        let connected = space.devices.values().flat_map(|device| {
+            device.addrs.iter().filter_map(|addr| {
+                let net = IpNetwork::new(addr.net.network(), addr.net.prefix()).ok()?;
+                let mut route = Route::to(net).dev(&device.link.name);
+                route.src = Some(addr.net.ip());
+                Some(route)
+            })
+        });
+        let all = space.routes.iter().cloned().chain(connected);
+        let fitting = all.filter(|route| route.dst.contains(ip));
+        Ok(fitting.max_by_key(|route| route.dst.prefix()))
+    }
+
     fn neighs(&mut self, link: &str) -> Result<Vec<Neigh>> {
         let op = format!("list neighbours of {link}");
         Ok(self.lock().device(self.space, link, &op)?.neighs.clone())
@@ -292,6 +377,19 @@ impl Host for FakeHost {
         let fdb = &mut world.device(self.space, link, &op)?.fdb;
         let at = fdb.iter().position(|e| e == entry);
         fdb.remove(at.ok_or_else(|| errno(op, libc::ENOENT))?);
+        Ok(())
+    }
+
+    fn tx_checksum(&mut self, link: &str) -> Result<bool> {
+        let op = format!("read the checksum offload of {link}");
+        Ok(!self.lock().device(self.space, link, &op)?.no_tx_checksum)
+    }
+
+    fn set_tx_checksum(&mut self, link: &str, on: bool) -> Result<()> {
+        let op = format!("set the checksum offload of {link}");
+        let mut world = self.lock();
+        world.step(&op)?;
+        world.device(self.space, link, &op)?.no_tx_checksum = !on;
         Ok(())
     }
 

@@ -24,6 +24,8 @@ pub(super) struct Device {
     pub(super) addrs: Vec<Addr>,
     pub(super) neighs: Vec<Neigh>,
     pub(super) fdb: Vec<FdbEntry>,
+    pub(super) no_tx_checksum: bool,
+    pub(super) wireguard: crate::wireguard::Device,
     /// Namespace of a veth's peer.
     pub(super) peer_space: usize,
 }
@@ -317,6 +319,13 @@ impl fmt::Display for World {
                 writeln!(f)?;
                 for addr in &device.addrs {
                     writeln!(f, "    address {}", addr.net)?;
+                }
+                for peer in &device.wireguard.peers {
+                    writeln!(
+                        f,
+                        "    peer {} {:?} {:?}",
+                        peer.key, peer.endpoint, peer.allowed
+                    )?;
                 }
                 for neigh in &device.neighs {
                     writeln!(
