@@ -14,11 +14,11 @@ use futures::{FutureExt, Stream, StreamExt};
 use linux::Host;
 use tokio::time::Instant;
 
-use super::events::{Events, Interest, Told};
+use super::events::{Events, Interest, Told, ToldEntry};
 use super::files;
 use super::firewall::Firewall;
 use super::health::Health;
-use super::model::{Entry, Key, Settings};
+use super::model::Settings;
 use super::nodes::{News, Nodes};
 use super::observe;
 use super::sync::{Overlay, Synced};
@@ -110,7 +110,7 @@ fn open_events() -> linux::Result<Events> {
 struct Pending {
     all: bool,
     names: BTreeSet<String>,
-    told: Vec<(Key, Option<Entry>)>,
+    told: Vec<ToldEntry>,
 }
 
 struct Daemon<P, R> {
@@ -147,8 +147,8 @@ impl<P: FnMut(Annotations), R: FnOnce()> Daemon<P, R> {
 
     fn hear(&mut self, told: Told) {
         match told {
-            Told::Entry(key, there) if self.pending.told.len() < TOLD_MAX => {
-                self.pending.told.push((key, there));
+            Told::Entry(entry) if self.pending.told.len() < TOLD_MAX => {
+                self.pending.told.push(*entry);
                 self.mark(GATHER_ENTRIES);
             }
             Told::Entry(..) | Told::All => {
@@ -224,7 +224,7 @@ impl<P: FnMut(Annotations), R: FnOnce()> Daemon<P, R> {
         if let (false, Some((_, peers))) = (pending.names.is_empty(), self.nodes.known()) {
             add(self.overlay.nodes(&mut self.host, peers, &pending.names));
         }
-        for (key, there) in &pending.told {
+        for ToldEntry { key, there } in &pending.told {
             add(self.overlay.told(&mut self.host, key, there.as_ref()));
         }
         self.made(all);

@@ -49,8 +49,23 @@ pub struct Interest {
 pub enum Told {
     /// A device or the underlay is different: everything has to be compared.
     All,
-    /// What the kernel has under this key, perhaps beside what it had; none: something was removed.
-    Entry(Key, Option<Entry>),
+    /// A single entry is.
+    Entry(Box<ToldEntry>),
+}
+
+/// What the kernel tells of a single entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToldEntry {
+    /// Which one.
+    pub key: Key,
+    /// What is there under this key, perhaps beside what was; none: something was removed.
+    pub there: Option<Entry>,
+}
+
+impl Told {
+    fn entry(key: Key, there: Option<Entry>) -> Self {
+        Self::Entry(Box::new(ToldEntry { key, there }))
+    }
 }
 
 impl Interest {
@@ -102,7 +117,7 @@ impl Interest {
             _ => true,
         };
         let key = entry.key();
-        Some(Told::Entry(key, Some(entry).filter(|_| there && lasting)))
+        Some(Told::entry(key, Some(entry).filter(|_| there && lasting)))
     }
 
     fn route(&self, message: &RouteMessage, there: bool) -> Option<Told> {
@@ -121,7 +136,7 @@ impl Interest {
         }
         let key = Key::Route(route.dst, route.metric);
         // One of another's in the place of ours is to be replaced, not removed.
-        Some(Told::Entry(
+        Some(Told::entry(
             key,
             Some(Entry::Route(route)).filter(|_| there && ours),
         ))

@@ -30,9 +30,17 @@ pub fn load(wg: &mut WireGuard) -> Result<()> {
         }
         Err(e) => return Err(e).with_context(at),
     };
+    let private = clamped(private);
     wg.private = Some(private);
     wg.public = Some(public(&private));
     Ok(())
+}
+
+/// A private key as the kernel shows it afterwards (RFC 7748, section 5).
+fn clamped(mut key: Key) -> Key {
+    key.0[0] &= 0xf8;
+    key.0[31] = (key.0[31] & 0x7f) | 0x40;
+    key
 }
 
 /// The public key that belongs to a private one (RFC 7748).

@@ -302,7 +302,7 @@ fn cut(
         }
         let ip = parse_ip(text).filter(|ip| whole.contains(*ip));
         let ip = ip.ok_or_else(|| format!("{name}: {text:?} is not in {whole}"))?;
-        if number(ip) % step != 0 {
+        if !number(ip).is_multiple_of(step) {
             return Err(format!("{name}: {ip} is not the start of a /{length}"));
         }
         Ok(ip)

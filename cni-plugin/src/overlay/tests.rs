@@ -1042,7 +1042,10 @@ fn wireguard_with_one_device_for_both() {
         ..underlay()
     };
     for (mode, under, expect) in [
-        (WireGuardMode::Auto, underlay(), expect![[r#"
+        (
+            WireGuardMode::Auto,
+            underlay(),
+            expect![[r#"
             peer AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI= dev seaway-wg endpoint 172.31.250.12:51820 allowed 10.244.2.0/24 allowed fd00:10:244:2::/64
             peer AwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwM= dev seaway-wg endpoint 172.31.250.13:51820 allowed 10.244.3.0/24 allowed fd00:10:244:3::/64
             route 10.244.2.0/24 dev seaway-wg
@@ -1050,8 +1053,12 @@ fn wireguard_with_one_device_for_both() {
             route fd00:10:244:2::/64 dev seaway-wg
             route fd00:10:244:3::/64 dev seaway-wg
             [V4(Ipv4Network { addr: 10.244.1.0, prefix: 32 }), V6(Ipv6Network { addr: fd00:10:244:1::, prefix: 128 })]
-        "#]]),
-        (WireGuardMode::Auto, v6_only, expect![[r#"
+        "#]],
+        ),
+        (
+            WireGuardMode::Auto,
+            v6_only,
+            expect![[r#"
             peer AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI= dev seaway-wg endpoint [fd00:31:250::12]:51820 allowed 10.244.2.0/24 allowed fd00:10:244:2::/64
             peer AwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwM= dev seaway-wg endpoint [fd00:31:250::13]:51820 allowed 10.244.3.0/24 allowed fd00:10:244:3::/64
             route 10.244.2.0/24 dev seaway-wg
@@ -1059,8 +1066,12 @@ fn wireguard_with_one_device_for_both() {
             route fd00:10:244:2::/64 dev seaway-wg
             route fd00:10:244:3::/64 dev seaway-wg
             [V4(Ipv4Network { addr: 10.244.1.0, prefix: 32 }), V6(Ipv6Network { addr: fd00:10:244:1::, prefix: 128 })]
-        "#]]),
-        (WireGuardMode::V6, underlay(), expect![[r#"
+        "#]],
+        ),
+        (
+            WireGuardMode::V6,
+            underlay(),
+            expect![[r#"
             peer AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI= dev seaway-wg endpoint [fd00:31:250::12]:51820 allowed 10.244.2.0/24 allowed fd00:10:244:2::/64
             peer AwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwM= dev seaway-wg endpoint [fd00:31:250::13]:51820 allowed 10.244.3.0/24 allowed fd00:10:244:3::/64
             route 10.244.2.0/24 dev seaway-wg
@@ -1068,7 +1079,8 @@ fn wireguard_with_one_device_for_both() {
             route fd00:10:244:2::/64 dev seaway-wg
             route fd00:10:244:3::/64 dev seaway-wg
             [V4(Ipv4Network { addr: 10.244.1.0, prefix: 32 }), V6(Ipv6Network { addr: fd00:10:244:1::, prefix: 128 })]
-        "#]]),
+        "#]],
+        ),
     ] {
         let settings = wireguard(mode);
         let peers = wireguard_peers(&settings);

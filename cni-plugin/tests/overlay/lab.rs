@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 use api::cni::AddResult;
 use api::core::Node as NodeObject;
 use api::watch::Event;
+use cni_plugin::overlay::backend::{Backend, Vxlan};
 use cni_plugin::overlay::daemon::{self, Annotations};
-use cni_plugin::overlay::model::Settings;
+use cni_plugin::overlay::health::Health;
+use cni_plugin::overlay::model::{IfaceChoice, Settings};
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use linux::addr::Addr;
 use linux::exec::Exec;
@@ -75,7 +77,7 @@ impl Api {
         receiver
     }
 
-    fn change(&self, name: &str, change: impl FnOnce(&mut Value)) {
+    pub(crate) fn change(&self, name: &str, change: impl FnOnce(&mut Value)) {
         let mut inner = self.inner.lock().unwrap();
         let node = inner.nodes.entry(name.to_owned()).or_default();
         change(node);
@@ -123,7 +125,7 @@ pub(crate) struct Node {
     pub(crate) netns: NetNs,
     pub(crate) ips: Vec<IpAddr>,
     pub(crate) dir: tempfile::TempDir,
-    settings: Settings,
+    pub(crate) settings: Settings,
     daemon: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
@@ -133,36 +135,27 @@ pub(crate) struct Pod {
     pub(crate) ips: Vec<IpAddr>,
 }
 
-fn kernel(netns: &NetNs) -> Kernel {
+pub(crate) fn kernel(netns: &NetNs) -> Kernel {
     Kernel::open_in(NetNs::open(netns.path()).unwrap()).unwrap()
 }
 
 impl Lab {
     /// `count` nodes with running daemons; `None`, said aloud, without the rights.
     pub(crate) fn new(test: &str, count: u8, dual: bool) -> Option<Self> {
-        if !nix::unistd::geteuid().is_root() {
-            println!("SKIPPED {test}: needs root");
-            return None;
-        }
-        // What the daemons say stands beside a failure.
-        let log = tracing_subscriber::fmt().with_test_writer().try_init();
-        drop(log);
-        let fabric = NetNs::anonymous().unwrap();
-        let mut host = kernel(&fabric);
-        host.add_bridge(&NewBridge {
-            name: "br0".into(),
-            ..NewBridge::default()
-        })
-        .unwrap();
-        host.set_link("br0", &LinkChange::up()).unwrap();
-        let mut lab = Self {
-            nodes: Vec::new(),
-            api: Api::default(),
-            outside: addresses(&mut host, "br0", 1, dual),
-            fabric,
-        };
+        Self::with(test, count, dual, &|_| {})
+    }
+
+    /// The same with other settings.
+    pub(crate) fn with(
+        test: &str,
+        count: u8,
+        dual: bool,
+        set: &dyn Fn(&mut Settings),
+    ) -> Option<Self> {
+        let mut lab = Self::bare(test, dual)?;
         for i in 1..=count {
-            let node = lab.node(i, dual);
+            let mut node = lab.node(i, dual);
+            set(&mut node.settings);
             lab.nodes.push(node);
         }
         let api = lab.api.clone();
@@ -178,7 +171,33 @@ impl Lab {
         Some(lab)
     }
 
-    fn node(&self, i: u8, dual: bool) -> Node {
+    /// No nodes yet.
+    pub(crate) fn bare(test: &str, dual: bool) -> Option<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            println!("SKIPPED {test}: needs root");
+            return None;
+        }
+        // What the daemons say stands beside a failure.
+        let log = tracing_subscriber::fmt().with_test_writer().try_init();
+        drop(log);
+        let fabric = NetNs::anonymous().unwrap();
+        let mut host = kernel(&fabric);
+        host.add_bridge(&NewBridge {
+            name: "br0".into(),
+            ..NewBridge::default()
+        })
+        .unwrap();
+        host.set_link("br0", &LinkChange::up()).unwrap();
+        Some(Self {
+            nodes: Vec::new(),
+            api: Api::default(),
+            outside: addresses(&mut host, "br0", 1, dual),
+            fabric,
+        })
+    }
+
+    /// A node, in the API too, whose daemon does not run.
+    pub(crate) fn node(&self, i: u8, dual: bool) -> Node {
         let netns = NetNs::anonymous().unwrap();
         let mut host = kernel(&netns);
         let port = format!("n{i}");
@@ -218,11 +237,13 @@ impl Lab {
         let dir = tempfile::tempdir().unwrap();
         let settings = Settings {
             node_name: name,
-            iface: None,
+            iface: IfaceChoice::default(),
+            public: Vec::new(),
+            subnet_file: Some(dir.path().join("subnet.env")),
+            backend: Backend::Vxlan(Vxlan::default()),
+            kernel: linux::kernel::release(),
             cni_conf_dir: dir.path().join("net.d"),
             cni_state_dir: dir.path().join("leases"),
-            vni: 1,
-            port: 8472,
             cluster_cidrs: vec![
                 "10.244.0.0/16".parse().unwrap(),
                 "fd00:10:244::/48".parse().unwrap(),
@@ -287,8 +308,9 @@ impl Node {
                     .unwrap();
                 let stop = async { drop(stopped.await) };
                 let ready = || is_ready.send(()).unwrap();
+                let health = Arc::new(Health::default());
                 runtime
-                    .block_on(daemon::run(settings, nodes, publish, ready, stop))
+                    .block_on(daemon::run(settings, nodes, publish, ready, health, stop))
                     .unwrap();
             };
             netns.run(serve).unwrap();
@@ -307,16 +329,12 @@ impl Node {
         }
     }
 
-    pub(crate) fn set_vni(&mut self, vni: u32) {
-        self.settings.vni = vni;
-    }
-
     pub(crate) fn cleanup(&self) {
         let done = self.netns.run(|| daemon::cleanup(&self.settings));
         done.unwrap().unwrap();
     }
 
-    fn routes(&self) -> usize {
+    pub(crate) fn routes(&self) -> usize {
         let ours = RouteFilter {
             protocol: Some(PROTOCOL_SEAWAY),
             ..RouteFilter::default()

@@ -13,6 +13,7 @@ mod lab;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
+use cni_plugin::overlay::backend::{Backend, Vxlan};
 use linux::link::{LinkChange, NewVxlan};
 use linux::route::{PROTOCOL_BOOT, PROTOCOL_SEAWAY, Route, RouteFilter};
 use linux::{Host, NetNs};
@@ -250,7 +251,10 @@ fn devices_of_another_vni_are_swept() {
     };
     for node in &mut lab.nodes {
         node.stop();
-        node.set_vni(7);
+        node.settings.backend = Backend::Vxlan(Vxlan {
+            vni: 7,
+            ..Vxlan::default()
+        });
         node.start(&lab.api);
     }
     assert_eq!(names(&lab), ["lo", "eth0", "seaway.7", "seaway-v6.7"]);

@@ -202,7 +202,7 @@ fn vxlan_with_neighbours_and_forwarding() {
     ] {
         pod.add_addr("eth0", &Addr::new(own.parse().unwrap()))
             .unwrap();
-        let local = own.split('/').next().unwrap().parse().unwrap();
+        let local: IpAddr = own.split('/').next().unwrap().parse().unwrap();
         let new = NewVxlan {
             name: name.into(),
             mac: Some(mac(9)),
@@ -212,6 +212,7 @@ fn vxlan_with_neighbours_and_forwarding() {
             local: Some(local),
             underlay: Some("eth0".into()),
             learning: false,
+            gbp: local.is_ipv6(),
         };
         pod.add_vxlan(&new).unwrap();
         pod.set_link(name, &LinkChange::up()).unwrap();
@@ -221,6 +222,11 @@ fn vxlan_with_neighbours_and_forwarding() {
         assert_eq!((seen.vni, seen.port, seen.local), (1, 8472, Some(local)));
         assert_eq!((seen.underlay, seen.learning), (Some(eth0.index), false));
         assert_eq!((link.mac, link.mtu), (Some(mac(9)), 1380));
+        assert_eq!(seen.gbp, local.is_ipv6());
+        for on in [false, true] {
+            pod.set_tx_checksum(name, on).unwrap();
+            assert_eq!(pod.tx_checksum(name).unwrap(), on);
+        }
 
         pod.add_addr(name, &Addr::new(overlay.parse().unwrap()))
             .unwrap();
@@ -351,4 +357,113 @@ fn iptables_of_the_kind_that_has_rules() {
         node.namespace().run(|| nft.restore(rule)).unwrap().unwrap();
         assert_eq!(inside(&detect), Backend::Nft, "both have rules");
     }
+}
+
+#[test]
+fn the_route_that_would_be_taken() {
+    let (Some(mut node), Some(mut pod)) = (
+        netns("the_route_that_would_be_taken"),
+        netns("the_route_that_would_be_taken"),
+    ) else {
+        return;
+    };
+    wire(&mut node, &mut pod);
+    pod.add_addr("eth0", &Addr::new("192.0.2.2/24".parse().unwrap()))
+        .unwrap();
+    pod.add_addr("eth0", &Addr::new("2001:db8::2/64".parse().unwrap()))
+        .unwrap();
+    let default = Route::to("0.0.0.0/0".parse().unwrap());
+    pod.add_route(&default.via(ip("192.0.2.1")).dev("eth0"))
+        .unwrap();
+    for (to, gateway, src) in [
+        ("192.0.2.9", None, "192.0.2.2"),
+        ("198.51.100.1", Some("192.0.2.1"), "192.0.2.2"),
+        ("2001:db8::9", None, "2001:db8::2"),
+    ] {
+        let route = pod.route_to(ip(to)).unwrap().unwrap();
+        assert_eq!(route.dev.as_deref(), Some("eth0"), "{to}");
+        assert_eq!((route.gateway, route.src), (gateway.map(ip), Some(ip(src))));
+    }
+    assert_eq!(pod.route_to(ip("2001:db8:1::1")).unwrap(), None);
+}
+
+/// A mounted namespace, gone with this.
+struct Mounted(std::path::PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        drop(NetNs::remove(&self.0));
+    }
+}
+
+#[test]
+fn far_ends_of_veths_are_found_where_they_are_mounted() {
+    let test = "far_ends_of_veths_are_found_where_they_are_mounted";
+    let Some(mut node) = netns(test) else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let mounted = Mounted(dir.path().join("pod 1"));
+    let mut pod = Kernel::open_in(NetNs::create(&mounted.0).unwrap()).unwrap();
+    let mut hidden = netns(test).unwrap();
+    wire(&mut node, &mut pod);
+    node.add_veth(&NewVeth {
+        name: "veth2".into(),
+        mtu: Some(1450),
+        master: Some("cni0".into()),
+        peer_name: "eth0".into(),
+        peer_netns: Some(hidden.netns()),
+        ..NewVeth::default()
+    })
+    .unwrap();
+    let mut links = node.links().unwrap();
+    links.retain(|link| link.name.starts_with("veth"));
+    let found = node.set_peer_mtu(&links, 1400).unwrap();
+    let expect = links.iter().find(|link| link.name == "veth1").unwrap();
+    assert_eq!(found, [expect.index].into());
+    let mtu = |host: &mut Kernel| host.link("eth0").unwrap().unwrap().mtu;
+    assert_eq!((mtu(&mut pod), mtu(&mut hidden)), (1400, 1450));
+}
+
+#[test]
+fn wireguard_devices_and_their_far_ends() {
+    use linux::wireguard::{Config, Key, Peer};
+    let test = "wireguard_devices_and_their_far_ends";
+    let Some(mut node) = netns(test) else {
+        return;
+    };
+    if let Err(error) = node.add_wireguard("wg0", Some(1420)) {
+        let there = std::path::Path::new("/sys/module/wireguard").exists();
+        assert!(!there, "{error}");
+        println!("SKIPPED {test}: this kernel has no WireGuard ({error})");
+        return;
+    }
+    let config = Config {
+        private: Key([0x48; 32]),
+        port: 51820,
+    };
+    node.set_wireguard("wg0", &config).unwrap();
+    let mut peer = Peer {
+        key: Key([9; 32]),
+        psk: Some(Key([2; 32])),
+        endpoint: Some("192.0.2.1:51820".parse().unwrap()),
+        keepalive: 25,
+        allowed: vec![
+            "10.244.2.0/24".parse().unwrap(),
+            "fd00:10:244:2::/64".parse().unwrap(),
+        ],
+    };
+    node.set_wireguard_peer("wg0", &peer).unwrap();
+    let seen = node.wireguard("wg0").unwrap();
+    assert_eq!(seen.config, config);
+    assert_ne!(seen.public, Key::default());
+    assert_eq!(seen.peers, [peer.clone()]);
+    peer.psk = None;
+    peer.endpoint = Some("[2001:db8::1]:51821".parse().unwrap());
+    peer.allowed.truncate(1);
+    node.set_wireguard_peer("wg0", &peer).unwrap();
+    assert_eq!(node.wireguard("wg0").unwrap().peers, [peer.clone()]);
+    node.del_wireguard_peer("wg0", peer.key).unwrap();
+    node.del_wireguard_peer("wg0", peer.key).unwrap();
+    assert_eq!(node.wireguard("wg0").unwrap().peers, []);
 }
