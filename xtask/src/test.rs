@@ -14,11 +14,13 @@ struct Tally {
     passed: u64,
     failed: u64,
     skipped: Vec<String>,
+    /// What tests say that they went through, such as the rows of tables.
+    counted: Vec<String>,
 }
 
 impl Tally {
-    /// Reads `test result:` lines and the tests' own `SKIPPED name: reason` lines. A skipped test
-    /// ends without a failure, so the runner counted it as passed.
+    /// Reads `test result:` lines and the tests' own `SKIPPED name: reason` and `COUNTED what` lines.
+    /// A skipped test ends without a failure, so the runner counted it as passed.
     fn read(output: &str) -> Self {
         let mut tally = Self::default();
         for line in output.lines().map(str::trim) {
@@ -35,6 +37,8 @@ impl Tally {
                 tally.failed += count(" failed");
             } else if let Some(rest) = line.strip_prefix("SKIPPED ") {
                 tally.skipped.push(rest.to_owned());
+            } else if let Some(rest) = line.strip_prefix("COUNTED ") {
+                tally.counted.push(rest.to_owned());
             }
         }
         tally.passed = tally.passed.saturating_sub(tally.skipped.len() as u64);
@@ -45,6 +49,7 @@ impl Tally {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped.extend(other.skipped);
+        self.counted.extend(other.counted);
     }
 }
 
@@ -112,6 +117,9 @@ pub(crate) fn run(only: &[String]) -> Result<()> {
                 total.failed += 1;
             }
         }
+    }
+    for counted in &total.counted {
+        println!("counted: {counted}");
     }
     for skipped in &total.skipped {
         println!("skipped: {skipped}");
@@ -214,12 +222,14 @@ mod tests {
     #[test]
     fn the_runners_lines_add_up() {
         let log = "SKIPPED ipvs table: this kernel has no ip_vs\n\
+                   COUNTED rows: 12\n\
                    test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured\n\
                    test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured\n";
         let expect = Tally {
             passed: 5,
             failed: 2,
             skipped: vec!["ipvs table: this kernel has no ip_vs".into()],
+            counted: vec!["rows: 12".into()],
         };
         assert_eq!(Tally::read(log), expect);
     }

@@ -229,15 +229,6 @@ pub(crate) fn socket(text: &str) -> Option<SocketAddr> {
     Some(SocketAddr::new(parse_ip(ip)?, port.parse().ok()?))
 }
 
-/// The network of all pods, in a family.
-pub(crate) fn pods(family: Family) -> ipnetwork::IpNetwork {
-    let net = match family {
-        Family::V4 => "10.0.0.0/8".to_owned(),
-        Family::V6 => cidr_in_ipv6("10.0.0.0/8"),
-    };
-    parse_cidr(&net).unwrap()
-}
-
 /// The same text with every IPv4 address `a.b.c.d` as `fd00::a:b:c:d`, networks to match.
 fn in_ipv6(text: &str) -> String {
     let mut out = String::new();

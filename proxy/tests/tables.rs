@@ -1,0 +1,113 @@
+//! The scenario tables on the real kernel: the proxy itself on a node of namespaces, every row a
+//! connection. Needs root. Prints how many rows each mode was asked.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a failed test panics, a skipped one says so"
+)]
+
+mod cases;
+
+/// The lab and what is done in it.
+mod tables {
+    pub(crate) mod group;
+    pub(crate) mod lab;
+    pub(crate) mod probe;
+    pub(crate) mod run;
+    pub(crate) mod serve;
+    pub(crate) mod site;
+}
+
+use api::cidr::Family;
+use linux::NetNs;
+use linux::iptables::{self, Iptables};
+use proxy::backend::{self, Mode, NodePortScope, Settings};
+use tables::run::{Way, run};
+use tables::site::Site;
+
+/// Runs all tables one way. A mode that this kernel or this version does not have is skipped.
+#[track_caller]
+fn check(name: &str, mode: Mode, prepare: fn(&Site)) {
+    if !nix::unistd::geteuid().is_root() {
+        println!("SKIPPED tables on the kernel, {name}: needs root");
+        return;
+    }
+    if let Some(why) = unavailable(mode) {
+        println!("SKIPPED tables on the kernel, {name}: {why}");
+        return;
+    }
+    let count = run(&Way { mode, prepare });
+    let rows = |family| count.rows.get(&family).copied().unwrap_or_default();
+    println!(
+        "COUNTED proxy table rows on the kernel, {name}: {} IPv4, {} IPv6, {} of SCTP left out (no sockets), in {} labs",
+        rows(Family::V4),
+        rows(Family::V6),
+        count.sctp,
+        count.labs
+    );
+    assert!(
+        count.failures.is_empty(),
+        "{} rows fail:\n{}",
+        count.failures.len(),
+        count.failures.join("\n")
+    );
+}
+
+/// Why a mode cannot be run here, if it cannot.
+fn unavailable(mode: Mode) -> Option<String> {
+    let settings = |family| Settings {
+        family,
+        mark: 0x4000,
+        detect_local: None,
+        node_ports: NodePortScope::All,
+        localhost_node_ports: false,
+        random_fully: true,
+        drop_invalid: true,
+        dns_ips: Vec::new(),
+    };
+    let open = move || backend::open(mode, settings).map(drop);
+    match NetNs::anonymous().unwrap().run(open).unwrap() {
+        Ok(()) => None,
+        // These are on every machine that runs the tests.
+        Err(error) if mode == Mode::Iptables => panic!("{error:#}"),
+        Err(error) => Some(format!("{error:#}")),
+    }
+}
+
+#[test]
+fn iptables_nft() {
+    check("iptables (nft back end)", Mode::Iptables, |_| {});
+}
+
+/// On a node whose rules are in the old tables.
+#[test]
+fn iptables_legacy() {
+    check("iptables (legacy back end)", Mode::Iptables, |node| {
+        node.run(|| {
+            for family in [iptables::Family::V4, iptables::Family::V6] {
+                let legacy = Iptables::of(family, iptables::Backend::Legacy).unwrap();
+                let other = "*filter\n:OTHER - [0:0]\n-A OTHER -j RETURN\nCOMMIT\n";
+                legacy.restore(other).unwrap();
+                let found = Iptables::detect(family).unwrap().backend();
+                assert_eq!(found, iptables::Backend::Legacy);
+            }
+        });
+    });
+}
+
+#[test]
+fn nftables() {
+    check("nftables", Mode::Nftables, |_| {});
+}
+
+#[test]
+fn ipvs() {
+    check("ipvs", Mode::Ipvs, |_| {});
+}
+
+#[test]
+fn ebpf() {
+    check("ebpf", Mode::Ebpf, |_| {});
+}

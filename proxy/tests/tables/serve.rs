@@ -1,0 +1,121 @@
+//! Servers that say which address was reached and who came.
+
+use std::io::Write;
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use proxy::model::Protocol;
+
+use super::site::Site;
+
+/// One place to listen.
+pub(crate) type Listen = (SocketAddr, Protocol);
+
+enum Socket {
+    Tcp(TcpListener),
+    Udp(UdpSocket),
+}
+
+/// Servers in one namespace, until dropped.
+pub(crate) struct Servers {
+    stop: Arc<AtomicBool>,
+    wake: UdpSocket,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Servers {
+    /// Starts them. Addresses that someone else listens on are left to them.
+    pub(crate) fn start(site: &Site, places: impl IntoIterator<Item = Listen>) -> Self {
+        let places: Vec<Listen> = places.into_iter().collect();
+        let (sockets, wake, woken) = site.run(move || {
+            let sockets: Vec<_> = places.into_iter().filter_map(bind).collect();
+            let woken = UdpSocket::bind("127.0.0.1:0").unwrap();
+            let wake = UdpSocket::bind("127.0.0.1:0").unwrap();
+            wake.connect(woken.local_addr().unwrap()).unwrap();
+            (sockets, wake, woken)
+        });
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                serve(&sockets, &woken);
+            }
+        });
+        Self {
+            stop,
+            wake,
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        drop(self.wake.send(b"."));
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+fn bind((address, protocol): Listen) -> Option<(SocketAddr, Socket)> {
+    let bound = match protocol {
+        Protocol::Tcp => TcpListener::bind(address).map(Socket::Tcp),
+        Protocol::Udp => UdpSocket::bind(address).map(Socket::Udp),
+        Protocol::Sctp => return None,
+    };
+    let socket = match bound {
+        Ok(socket) => socket,
+        Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => return None,
+        Err(e) => panic!("listen on {address}: {e}"),
+    };
+    match &socket {
+        Socket::Tcp(tcp) => tcp.set_nonblocking(true).unwrap(),
+        Socket::Udp(udp) => udp.set_nonblocking(true).unwrap(),
+    }
+    Some((address, socket))
+}
+
+/// Waits for whoever comes first, and answers.
+fn serve(sockets: &[(SocketAddr, Socket)], woken: &UdpSocket) {
+    let mut fds: Vec<PollFd<'_>> = sockets
+        .iter()
+        .map(|(_, socket)| match socket {
+            Socket::Tcp(tcp) => tcp.as_fd(),
+            Socket::Udp(udp) => udp.as_fd(),
+        })
+        .chain([woken.as_fd()])
+        .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+        .collect();
+    if poll(&mut fds, PollTimeout::NONE).is_err() {
+        return;
+    }
+    for ((address, socket), fd) in sockets.iter().zip(&fds) {
+        if fd.any() == Some(true) {
+            answer(*address, socket);
+        }
+    }
+}
+
+fn answer(address: SocketAddr, socket: &Socket) {
+    let text = |peer: IpAddr| format!("{address} {}\n", peer.to_canonical());
+    match socket {
+        Socket::Tcp(tcp) => {
+            while let Ok((mut stream, peer)) = tcp.accept() {
+                // The client may be gone already.
+                drop(stream.write_all(text(peer.ip()).as_bytes()));
+            }
+        }
+        Socket::Udp(udp) => {
+            let mut buffer = [0; 512];
+            while let Ok((_, peer)) = udp.recv_from(&mut buffer) {
+                drop(udp.send_to(text(peer.ip()).as_bytes(), peer));
+            }
+        }
+    }
+}
