@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::group::{Endpoint, Job, args, endpoints_of, groups, is, marker, node};
 use super::lab::{FENCE, FENCE_PORT, Lab, STRANGERS, both, mapped};
-use super::probe::{Answer, Probe, is_tracked};
+use super::probe::{Answer, Probe, is_tracked, scaled};
 use super::serve::{Listen, Servers};
 use super::site::Site;
 use crate::cases::{Row, Setting};
@@ -287,7 +287,7 @@ impl Runner<'_> {
     }
 
     fn wait_for(&self, vip: SocketAddr) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + scaled(PATIENCE);
         let source = self
             .lab
             .own
