@@ -291,7 +291,7 @@ impl<P: FnMut(Annotations), R: FnOnce()> Daemon<P, R> {
             Ok(0) => {}
             Ok(mended) => tracing::info!("wrote {mended} parts of the firewall"),
             Err(error) => {
-                tracing::warn!("traffic that leaves the cluster is not masqueraded: {error}");
+                tracing::warn!("what leaves the cluster may not be masqueraded: {error}");
             }
         }
         self.tell_ready();
@@ -335,7 +335,8 @@ pub fn cleanup(settings: &Settings) -> Result<(), String> {
         Err(error) => failed.push(error.to_string()),
     }
     if settings.masquerade {
-        let removed = Firewall::new(&settings.cluster_cidrs).and_then(|wall| wall.remove());
+        let firewall = Firewall::new(&settings.cluster_cidrs, settings.masquerader);
+        let removed = firewall.and_then(|mut firewall| firewall.remove());
         failed.extend(removed.err().map(|e| e.to_string()));
     }
     if failed.is_empty() {

@@ -8,6 +8,7 @@ use clap::{ArgAction, Parser, ValueEnum};
 use ipnetwork::IpNetwork;
 
 use super::backend::{Backend, HostGw, Vxlan, WireGuard, WireGuardMode};
+use super::firewall::Masquerader;
 use super::keys;
 use super::model::{IfaceChoice, Pattern, Settings};
 use super::netconf::{self, NetConf};
@@ -76,6 +77,9 @@ pub struct Args {
     /// Keep rules that masquerade what leaves the cluster and let pods' traffic pass
     #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
     pub masquerade: bool,
+    /// What masquerades
+    #[arg(long, default_value = "auto")]
+    pub masquerade_by: Masquerader,
     /// Directory for the CNI configuration
     #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
     pub cni_conf_dir: PathBuf,
@@ -177,6 +181,7 @@ pub fn settings_with(args: &Args, conf: Option<NetConf>, kernel: String) -> Resu
         backend: backend_of(args, backend)?,
         cluster_cidrs,
         masquerade: args.masquerade,
+        masquerader: args.masquerade_by,
         kernel,
     })
 }

@@ -18,6 +18,7 @@ pub use linux::wireguard::{Config as WgConfig, Key as WgKey, Peer as WgPeer};
 pub use api::cidr::Family;
 
 use super::backend::Backend;
+use super::firewall::Masquerader;
 
 /// Valid settings of the daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +41,8 @@ pub struct Settings {
     pub cluster_cidrs: Vec<IpNetwork>,
     /// Whether to masquerade.
     pub masquerade: bool,
+    /// Who does it.
+    pub masquerader: Masquerader,
     /// The release of the running kernel, e.g. `6.1.0-13-amd64`.
     pub kernel: String,
 }

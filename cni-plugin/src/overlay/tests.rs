@@ -15,7 +15,8 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::backend::{Backend, HostGw, Vxlan, WireGuard, WireGuardMode};
-use super::firewall::{self, Saved};
+use super::firewall::iptables::{self as firewall, Saved};
+use super::firewall::{Masquerader, nft};
 use super::model::{
     Addr, DeviceKind, Entries, Entry, Family, FdbEntry, IfaceChoice, Neigh, Own, Pattern, Peer,
     Plan, Pods, Settings, Underlay, WgKey,
@@ -41,6 +42,7 @@ fn settings(dir: PathBuf) -> Settings {
             "fd00:10:244::/56".parse().unwrap(),
         ],
         masquerade: false,
+        masquerader: Masquerader::Auto,
     }
 }
 
@@ -1355,4 +1357,49 @@ fn pods_follow_the_largest_packet() {
     sync(&mut host, &dir, &peers(&[]));
     assert_eq!(mtus(&mut host), (1330, 1330, 1330));
     assert_eq!(sync(&mut host, &dir, &peers(&[])).changes, 0);
+}
+
+#[test]
+fn the_table_of_nftables() {
+    let cidrs = settings("/x".into()).cluster_cidrs;
+    let plan = nft::plan(Family::V4, &cidrs).unwrap();
+    expect![[r#"
+        table ip seaway-overlay
+        meta bitwise cmp immediate: the proxy masquerades this itself #25d902a8ea21a171
+        payload bitwise cmp payload bitwise cmp immediate: 10.244.0.0/16 to 10.244.0.0/16 stays within #431b6469be34bb22
+        payload bitwise cmp payload bitwise cmp masq: 10.244.0.0/16 leaves #4f4b35a1359d698a
+    "#]].assert_eq(&plan.words());
+    let v6 = nft::plan(Family::V6, &cidrs).unwrap();
+    expect![[r#"
+        table ip6 seaway-overlay
+        meta bitwise cmp immediate: the proxy masquerades this itself #25d902a8ea21a171
+        payload bitwise cmp payload bitwise cmp immediate: fd00:10:244::/56 to fd00:10:244::/56 stays within #ba991c599757a656
+        payload bitwise cmp payload bitwise cmp masq: fd00:10:244::/56 leaves #4488a5e7c4bb0808
+    "#]].assert_eq(&v6.words());
+    assert_eq!(nft::plan(Family::V6, &cidrs[..1]), None);
+    // As it was made, and not.
+    let listed = |rules: &[linux::nftables::Rule]| -> Vec<linux::nftables::ListedRule> {
+        let rules = rules.iter();
+        let listed = rules.map(|rule| linux::nftables::ListedRule {
+            chain: "postrouting".into(),
+            handle: 7,
+            comment: rule.comment.clone(),
+        });
+        listed.collect()
+    };
+    let chain = linux::nftables::ListedChain {
+        name: "postrouting".into(),
+        is_base: true,
+        drops: false,
+    };
+    let chains = std::slice::from_ref(&chain);
+    assert!(plan.is_there(chains, &listed(&plan.rules)));
+    assert!(!plan.is_there(&[], &listed(&plan.rules)));
+    assert!(!plan.is_there(chains, &listed(&plan.rules[1..])));
+    assert!(!plan.is_there(chains, &listed(&v6.rules)));
+    let closed = linux::nftables::ListedChain {
+        drops: true,
+        ..chain.clone()
+    };
+    assert!(!plan.is_there(&[closed], &listed(&plan.rules)));
 }

@@ -12,6 +12,7 @@ use api::core::Node as NodeObject;
 use api::watch::Event;
 use cni_plugin::overlay::backend::{Backend, Vxlan};
 use cni_plugin::overlay::daemon::{self, Annotations};
+use cni_plugin::overlay::firewall::Masquerader;
 use cni_plugin::overlay::health::Health;
 use cni_plugin::overlay::model::{IfaceChoice, Settings};
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
@@ -248,7 +249,8 @@ impl Lab {
                 "10.244.0.0/16".parse().unwrap(),
                 "fd00:10:244::/48".parse().unwrap(),
             ],
-            masquerade: has_iptables(),
+            masquerade: true,
+            masquerader: Masquerader::Auto,
         };
         Node {
             netns,
@@ -258,17 +260,9 @@ impl Lab {
             daemon: None,
         }
     }
-
-    /// Whether masquerading can be tested; says so if not.
-    pub(crate) fn masquerades(&self) -> bool {
-        if !has_iptables() {
-            println!("SKIPPED the part with iptables: it is not installed");
-        }
-        has_iptables()
-    }
 }
 
-fn has_iptables() -> bool {
+pub(crate) fn has_iptables() -> bool {
     Iptables::detect(Family::V4).is_ok()
 }
 
@@ -419,6 +413,28 @@ impl Node {
             .netns
             .run(|| [Family::V4, Family::V6].map(|family| save(family).unwrap()));
         text.unwrap().concat()
+    }
+
+    /// Whether the table of nftables is there, for both families.
+    pub(crate) fn has_tables(&self) -> bool {
+        use linux::nftables::{Family as Nf, Nftables, TableRef};
+        let look = || {
+            let mut door = Nftables::open().unwrap();
+            let mut has = |family| {
+                let table = TableRef::new(family, "seaway-overlay");
+                door.has_table(&table).unwrap() && door.rules(&table).unwrap().len() >= 3
+            };
+            has(Nf::Ipv4) && has(Nf::Ipv6)
+        };
+        self.netns.run(look).unwrap()
+    }
+
+    /// Deletes the table of nftables of one family.
+    pub(crate) fn delete_table(&self) {
+        use linux::nftables::{Family as Nf, Nftables, TableRef};
+        let table = TableRef::new(Nf::Ipv4, "seaway-overlay");
+        let delete = || Nftables::open().unwrap().ensure_no_table(&table).unwrap();
+        assert!(self.netns.run(delete).unwrap());
     }
 
     pub(crate) fn iptables(&self, text: &str) {

@@ -14,11 +14,13 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use cni_plugin::overlay::backend::{Backend, Vxlan};
+use cni_plugin::overlay::firewall::Masquerader;
+use cni_plugin::overlay::model::Settings;
 use linux::link::{LinkChange, NewVxlan};
 use linux::route::{PROTOCOL_BOOT, PROTOCOL_SEAWAY, Route, RouteFilter};
 use linux::{Host, NetNs};
 
-use lab::{Lab, Pod, wait_until};
+use lab::{Lab, Pod, has_iptables, wait_until};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -78,10 +80,8 @@ fn pods_of_three_nodes_reach_each_other() {
         }
     }
     // What leaves the cluster has the node's address.
-    if lab.masquerades() {
-        for (outside, node_ip) in lab.outside.iter().zip(&lab.nodes[0].ips) {
-            assert_eq!(seen_as(&pods[0].netns, &lab.fabric, *outside), *node_ip);
-        }
+    for (outside, node_ip) in lab.outside.iter().zip(&lab.nodes[0].ips) {
+        assert_eq!(seen_as(&pods[0].netns, &lab.fabric, *outside), *node_ip);
     }
 }
 
@@ -296,28 +296,75 @@ fn cleanup_leaves_no_trace() {
 }
 
 #[test]
-fn chains_that_were_flushed_come_back() {
-    let Some(mut lab) = Lab::new("chains_that_were_flushed_come_back", 1, true) else {
+fn rules_that_were_removed_come_back() {
+    let Some(mut lab) = Lab::new("rules_that_were_removed_come_back", 1, true) else {
         return;
     };
-    if !lab.masquerades() {
+    let node = &mut lab.nodes[0];
+    assert!(node.has_tables());
+    node.delete_table();
+    wait_until("the table", || node.has_tables());
+    if has_iptables() {
+        // A host firewall that lets nothing pass. iptables tells nothing: it is looked at with the
+        // next thing that is mended.
+        assert!(!node.rules().contains("SEAWAY"), "{}", node.rules());
+        node.iptables("*filter\n:FORWARD DROP [0:0]\nCOMMIT\n");
+        node.kernel().delete_link("seaway.1").unwrap();
+        wait_until("the chain", || {
+            node.rules()
+                .contains("-A SEAWAY-FWD -s 10.244.0.0/16 -j ACCEPT")
+        });
+    }
+    node.stop();
+    node.cleanup();
+    assert!(!node.has_tables());
+    assert!(!node.rules().contains("SEAWAY"), "{}", node.rules());
+}
+
+#[test]
+fn iptables_masquerades_where_it_is_told_to() {
+    let test = "iptables_masquerades_where_it_is_told_to";
+    if !has_iptables() {
+        println!("SKIPPED {test}: iptables is not installed");
         return;
     }
-    let node = &mut lab.nodes[0];
-    let good = node.rules();
+    let by_iptables = |settings: &mut Settings| settings.masquerader = Masquerader::Iptables;
+    let Some(mut lab) = Lab::with(test, 1, true, &by_iptables) else {
+        return;
+    };
+    let pod = lab.nodes[0].pod("p");
+    let masqueraded = |lab: &Lab| {
+        for (outside, node_ip) in lab.outside.iter().zip(&lab.nodes[0].ips) {
+            assert_eq!(seen_as(&pod.netns, &lab.fabric, *outside), *node_ip);
+        }
+    };
+    masqueraded(&lab);
+    let good = lab.nodes[0].rules();
     assert!(good.contains("--random-fully"), "{good}");
-    node.iptables(
+    lab.nodes[0].iptables(
         "*nat\n-F POSTROUTING\n-F SEAWAY-POSTRTG\nCOMMIT\n*filter\n:FORWARD DROP [0:0]\nCOMMIT\n",
     );
-    // iptables tells nothing: it is looked at with the next thing that is mended.
-    node.kernel().delete_link("seaway.1").unwrap();
+    lab.nodes[0].kernel().delete_link("seaway.1").unwrap();
     wait_until("the chains", || {
-        let rules = node.rules();
+        let rules = lab.nodes[0].rules();
         good.lines()
             .filter(|l| l.contains("SEAWAY-POSTRTG"))
             .all(|l| rules.contains(l))
             && rules.contains("-A SEAWAY-FWD -s 10.244.0.0/16 -j ACCEPT")
     });
+    // Another way of masquerading takes over from it, and back.
+    for masquerader in [Masquerader::Auto, Masquerader::Iptables] {
+        let api = lab.api.clone();
+        let node = &mut lab.nodes[0];
+        node.stop();
+        node.settings.masquerader = masquerader;
+        node.start(&api);
+        let by_nft = masquerader == Masquerader::Auto;
+        assert_eq!(node.has_tables(), by_nft);
+        assert_eq!(!node.rules().contains("SEAWAY-POSTRTG"), by_nft);
+        masqueraded(&lab);
+    }
+    let node = &mut lab.nodes[0];
     node.stop();
     node.cleanup();
     assert!(!node.rules().contains("SEAWAY"), "{}", node.rules());

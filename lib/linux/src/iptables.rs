@@ -40,6 +40,13 @@ impl Family {
     }
 }
 
+/// Whether the calling thread's network namespace has a table of the old kind, which nf_tables does
+/// not show.
+pub fn has_legacy_table(family: Family, table: &str) -> bool {
+    let names = fs::read_to_string(family.legacy_tables()).unwrap_or_default();
+    names.lines().any(|name| name == table)
+}
+
 /// Where the rules are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Backend {

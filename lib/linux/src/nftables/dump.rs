@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::batch::{Batch, TABLE_NAME};
 use super::chain::{
-    CHAIN_HOOK, CHAIN_NAME, CHAIN_TABLE, RULE_CHAIN, RULE_HANDLE, RULE_TABLE, RULE_USERDATA,
+    CHAIN_HOOK, CHAIN_NAME, CHAIN_POLICY, CHAIN_TABLE, RULE_CHAIN, RULE_HANDLE, RULE_TABLE,
+    RULE_USERDATA,
 };
 use super::set::{
     Element, SET_DATA_TYPE, SET_FLAGS, SET_KEY_TYPE, SET_NAME, SET_TABLE, Set, join_ranges,
@@ -37,6 +38,8 @@ pub struct ListedChain {
     pub name: String,
     /// The kernel enters it.
     pub is_base: bool,
+    /// What comes to its end is dropped.
+    pub drops: bool,
 }
 
 /// A rule of a table.
@@ -233,6 +236,8 @@ impl Nftables {
                 all.all.push(ListedChain {
                     name: text(name),
                     is_base: attribute(message.attributes, CHAIN_HOOK).is_some(),
+                    // NF_DROP.
+                    drops: attribute(message.attributes, CHAIN_POLICY).and_then(u32_of) == Some(0),
                 });
             }
         })?;

@@ -1,7 +1,6 @@
-//! Two chains of our own in iptables: what leaves the cluster gets the node's address, and what
-//! belongs to pods may pass where the host forwards nothing by default.
+//! Two chains of our own in iptables.
 //!
-//! [`Saved`] and [`text`] are pure; [`Firewall`] runs the programs. Rules are compared in the
+//! [`Saved`] and [`text`] are pure; [`Chains`] runs the programs. Rules are compared in the
 //! program's own words as it printed them after they were last written.
 
 use std::collections::BTreeMap;
@@ -10,15 +9,13 @@ use ipnetwork::IpNetwork;
 use linux::Result;
 use linux::iptables::{Family, Iptables};
 
-/// The bit by which the service proxy marks what it masquerades itself (kube-proxy's default,
-/// `--iptables-masquerade-bit 14`).
-const PROXY_MARK: &str = "0x4000/0x4000";
+use super::PROXY_MARK;
 
 /// The chain in `nat`.
-const POSTROUTING: &str = "SEAWAY-POSTRTG";
+pub const POSTROUTING: &str = "SEAWAY-POSTRTG";
 
 /// The chain in `filter`.
-const FORWARD: &str = "SEAWAY-FWD";
+pub const FORWARD: &str = "SEAWAY-FWD";
 
 /// A chain of ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,7 +42,9 @@ pub fn chains(family: Family, cluster_cidrs: &[IpNetwork]) -> Vec<Chain> {
         .filter(|net| net.is_ipv6() == ipv6)
         .collect();
     let multicast = if ipv6 { "ff00::/8" } else { "224.0.0.0/4" };
-    let mut nat = vec![format!("-m mark --mark {PROXY_MARK} -j RETURN")];
+    let mut nat = vec![format!(
+        "-m mark --mark {PROXY_MARK:#x}/{PROXY_MARK:#x} -j RETURN"
+    )];
     for src in &cidrs {
         let within = cidrs
             .iter()
@@ -175,7 +174,7 @@ fn removal(line: &str) -> String {
 
 /// The chains of both families, and the programs that keep them.
 #[derive(Debug)]
-pub struct Firewall {
+pub struct Chains {
     parts: Vec<Part>,
 }
 
@@ -187,7 +186,7 @@ struct Part {
     good: BTreeMap<&'static str, Vec<String>>,
 }
 
-impl Firewall {
+impl Chains {
     /// Finds the programs for the families of `cluster_cidrs`.
     ///
     /// # Errors
@@ -207,14 +206,14 @@ impl Firewall {
         Ok(Self { parts })
     }
 
-    /// Looks at the chains and puts them in order; tells how many were not.
+    /// Looks at the chains of these names and puts them in order; tells how many were not.
     ///
     /// # Errors
     /// The programs' words.
-    pub fn ensure(&mut self) -> Result<usize> {
+    pub fn ensure(&mut self, names: &[&str]) -> Result<usize> {
         let mut mended = 0;
         for part in &mut self.parts {
-            for chain in &part.chains {
+            for chain in part.chains.iter().filter(|c| names.contains(&c.name)) {
                 let saved = Saved::of(chain, &part.iptables.save(Some(chain.table))?);
                 let good = part.good.get(chain.name).map(Vec::as_slice);
                 if let Some(text) = text(chain, &saved, good) {
@@ -228,14 +227,14 @@ impl Firewall {
         Ok(mended)
     }
 
-    /// Removes the chains; tells how many there were.
+    /// Removes the chains of these names; tells how many there were.
     ///
     /// # Errors
     /// The programs' words.
-    pub fn remove(&self) -> Result<usize> {
+    pub fn remove(&self, names: &[&str]) -> Result<usize> {
         let mut removed = 0;
         for part in &self.parts {
-            for chain in &part.chains {
+            for chain in part.chains.iter().filter(|c| names.contains(&c.name)) {
                 let saved = Saved::of(chain, &part.iptables.save(Some(chain.table))?);
                 if let Some(text) = text_to_remove(chain, &saved) {
                     part.iptables.restore(&text)?;
