@@ -17,7 +17,7 @@ use cni_plugin::overlay::health::Health;
 use cni_plugin::overlay::model::{IfaceChoice, Settings};
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use linux::addr::Addr;
-use linux::exec::Exec;
+use linux::exec::{Exec, Output};
 use linux::iptables::{Family, Iptables};
 use linux::link::{LinkChange, NewBridge, NewVeth};
 use linux::route::{PROTOCOL_SEAWAY, Route, RouteFilter};
@@ -40,16 +40,20 @@ pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
 
 /// Whether a packet with this payload gets through unfragmented.
 pub(crate) fn ping(netns: &NetNs, address: IpAddr, size: usize) -> bool {
+    ping_output(netns, address, size).status.success()
+}
+
+/// What `ping` says to it.
+pub(crate) fn ping_text(netns: &NetNs, address: IpAddr, size: usize) -> String {
+    ping_output(netns, address, size).text()
+}
+
+fn ping_output(netns: &NetNs, address: IpAddr, size: usize) -> Output {
     let size = size.to_string();
     let exec = Exec::new("ping")
         .args(["-c", "1", "-W", "5", "-M", "do", "-s", &size])
         .arg(address.to_string());
-    netns
-        .run(|| exec.output())
-        .unwrap()
-        .unwrap()
-        .status
-        .success()
+    netns.run(|| exec.output()).unwrap().unwrap()
 }
 
 /// Node objects, and those who watch them.
@@ -90,6 +94,16 @@ impl Api {
         let mut inner = self.inner.lock().unwrap();
         let node = read(&inner.nodes.remove(name).unwrap());
         inner.tell(&Event::Delete(node));
+    }
+
+    /// All nodes.
+    pub(crate) fn objects(&self) -> Vec<Value> {
+        self.inner.lock().unwrap().nodes.values().cloned().collect()
+    }
+
+    /// The annotations of a node.
+    pub(crate) fn annotations(&self, name: &str) -> Value {
+        self.inner.lock().unwrap().nodes[name]["metadata"]["annotations"].clone()
     }
 
     fn annotate(&self, name: &str, annotations: Annotations) {
@@ -134,6 +148,18 @@ pub(crate) struct Node {
 pub(crate) struct Pod {
     pub(crate) netns: NetNs,
     pub(crate) ips: Vec<IpAddr>,
+}
+
+/// A pod whose namespace is mounted, until this goes.
+pub(crate) struct MountedPod {
+    pub(crate) pod: Pod,
+    path: std::path::PathBuf,
+}
+
+impl Drop for MountedPod {
+    fn drop(&mut self) {
+        drop(NetNs::remove(&self.path));
+    }
 }
 
 pub(crate) fn kernel(netns: &NetNs) -> Kernel {
@@ -329,11 +355,29 @@ impl Node {
     }
 
     pub(crate) fn routes(&self) -> usize {
+        self.our_routes().len()
+    }
+
+    /// Our routes, sorted.
+    pub(crate) fn our_routes(&self) -> Vec<Route> {
         let ours = RouteFilter {
             protocol: Some(PROTOCOL_SEAWAY),
             ..RouteFilter::default()
         };
-        self.kernel().routes(&ours).unwrap().len()
+        let mut routes = self.kernel().routes(&ours).unwrap();
+        routes.sort();
+        routes
+    }
+
+    /// Writes the configuration of pods where no daemon does.
+    pub(crate) fn write_conflist(&self, subnet: &str, mtu: u32) {
+        let pods = cni_plugin::overlay::model::Pods {
+            mtu,
+            subnets: vec![subnet.parse().unwrap()],
+        };
+        for (path, text) in cni_plugin::overlay::files::all(&self.settings, &pods) {
+            cni_plugin::overlay::files::write(&path, &text).unwrap();
+        }
     }
 
     pub(crate) fn conflist(&self) -> Value {
@@ -343,7 +387,20 @@ impl Node {
 
     /// Makes a pod with the configuration that the daemon wrote.
     pub(crate) fn pod(&self, name: &str) -> Pod {
-        let netns = NetNs::anonymous().unwrap();
+        self.pod_in(name, NetNs::anonymous().unwrap())
+    }
+
+    /// The same in a namespace that is mounted, as runtimes mount it.
+    pub(crate) fn mounted_pod(&self, name: &str) -> MountedPod {
+        let path = self.dir.path().join("netns").join(name);
+        let netns = NetNs::create(&path).unwrap();
+        MountedPod {
+            path,
+            pod: self.pod_in(name, netns),
+        }
+    }
+
+    fn pod_in(&self, name: &str, netns: NetNs) -> Pod {
         let conflist = self.conflist();
         let mut conf = conflist["plugins"][0].clone();
         conf["name"] = conflist["name"].clone();
@@ -381,13 +438,12 @@ impl Node {
             lines.push(format!("addr {}", addr.net));
         }
         for neigh in host.neighs(device).unwrap_or_default() {
-            lines.push(format!(
-                "neigh {:?}",
-                (neigh.dst, neigh.mac, neigh.permanent)
-            ));
+            let mac = neigh.mac.unwrap_or_default();
+            lines.push(format!("neigh {} {mac} {}", neigh.dst, neigh.permanent));
         }
         for entry in host.fdb(device).unwrap_or_default() {
-            lines.push(format!("fdb {entry:?}"));
+            let dst = entry.dst.map(|ip| ip.to_string()).unwrap_or_default();
+            lines.push(format!("fdb {} {dst}", entry.mac));
         }
         let filter = RouteFilter {
             dev: Some(device),

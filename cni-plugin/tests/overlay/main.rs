@@ -9,6 +9,8 @@
 )]
 
 mod lab;
+mod matrix;
+mod program;
 
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};

@@ -9,6 +9,8 @@
 mod backoff;
 mod config;
 mod error;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
 pub mod flags;
 mod requests;
 mod resource;

@@ -432,3 +432,45 @@ async fn a_broken_kubeconfig_names_the_field() {
         "kubeconfig /nowhere/kubeconfig: No such file or directory (os error 2)"
     );
 }
+
+/// The server for other crates' tests does what ours are tested with.
+#[tokio::test]
+async fn the_fake_lists_watches_and_merges() {
+    let api = crate::fake::FakeApi::default();
+    let nodes = "/api/v1/nodes";
+    let node = |name: &str| serde_json::json!({"metadata": {"name": name}, "size": 1});
+    api.put(nodes, node("a"));
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = api.serve(listener).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config");
+    std::fs::write(&path, crate::fake::kubeconfig(address)).unwrap();
+    let client = Client::connect(Some(&path)).await.unwrap();
+    let mut events = client
+        .watch::<serde_json::Value>(Resource::NODES, Selection::default())
+        .boxed();
+    let mut next = async || match events.next().await.unwrap() {
+        Event::Init => "init".to_owned(),
+        Event::InitDone => "done".to_owned(),
+        Event::InitApply(o) => format!("+ {} {}", o["metadata"]["name"], o["size"]),
+        Event::Apply(o) => format!("= {} {}", o["metadata"]["name"], o["size"]),
+        Event::Delete(o) => format!("- {} {}", o["metadata"]["name"], o["size"]),
+    };
+    for expect in ["init", "+ \"a\" 1", "done"] {
+        assert_eq!(next().await, expect);
+    }
+    api.put(nodes, node("b"));
+    assert_eq!(next().await, "= \"b\" 1");
+    let patch = serde_json::json!({"size": 2, "gone": null});
+    let merged: serde_json::Value = client
+        .patch_status(Resource::NODES, None, "a", Patch::Merge, &patch)
+        .await
+        .unwrap();
+    assert_eq!(merged["size"], 2);
+    assert_eq!(next().await, "= \"a\" 2");
+    api.delete(nodes, "b");
+    assert_eq!(next().await, "- \"b\" 1");
+    assert_eq!(api.get(nodes, "a").unwrap()["size"], 2);
+    let absent = client.get::<serde_json::Value>(Resource::NODES, None, "b");
+    assert!(absent.await.unwrap_err().is_not_found());
+}
