@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use ipnetwork::IpNetwork;
 use linux::addr::Addr;
 use linux::link::{LinkChange, NewBridge, NewVeth};
-use linux::route::Route;
+use linux::route::{PROTOCOL_BOOT, Route};
 use linux::{Host, Kernel, Mac, NetNs};
 
 use crate::layout::{Layout, NodeLayout};
@@ -69,7 +69,11 @@ fn create_node(host: &mut Kernel, layout: &Layout, node: &NodeLayout) -> Result<
         } else {
             "::/0"
         };
-        inside.add_route(&Route::to(any.parse()?).via(gateway).dev(NODE_IFACE))?;
+        // Not marked as the node's daemons mark theirs: they take away what they did not make.
+        inside.add_route(&Route {
+            protocol: PROTOCOL_BOOT,
+            ..Route::to(any.parse()?).via(gateway).dev(NODE_IFACE)
+        })?;
     }
     Ok(())
 }
