@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use lab::{Lab, service, still_alive};
 use linux::exec::Exec;
-use linux::iptables::Family;
+use linux::iptables::{Backend as Kind, Family, Iptables};
 use nix::sys::signal::Signal;
 
 const ALL_V4: &[(&str, &str)] = &[
@@ -276,11 +276,29 @@ fn killed_and_started_again_without_a_failed_connection() {
 
 #[test]
 fn rules_of_others_stay_and_ours_come_back() {
-    let Some(lab) = Lab::new("rules_of_others_stay_and_ours_come_back") else {
+    // Long enough that what comes back comes back by notification.
+    others_and_ours("rules_of_others_stay_and_ours_come_back", Kind::Nft, "1h");
+}
+
+#[test]
+fn rules_of_others_stay_and_ours_come_back_in_the_old_tables() {
+    let test = "rules_of_others_stay_and_ours_come_back_in_the_old_tables";
+    others_and_ours(test, Kind::Legacy, "1s");
+}
+
+#[track_caller]
+fn others_and_ours(test: &str, kind: Kind, period: &str) {
+    let Some(lab) = Lab::new(test) else {
         return;
     };
-    // Long enough that what comes back comes back by notification.
-    let mut lab = lab.with(&["--iptables-sync-period", "1h"]);
+    let mut lab = lab.with(&["--iptables-sync-period", period]);
+    lab.node.run(|| {
+        for family in [Family::V4, Family::V6] {
+            let theirs = "*filter\n:THEIRS - [0:0]\n-A THEIRS -j RETURN\nCOMMIT\n";
+            Iptables::of(family, kind).unwrap().restore(theirs).unwrap();
+            assert_eq!(Iptables::detect(family).unwrap().backend(), kind);
+        }
+    });
     let foreign = "*filter\n:MINE - [0:0]\n-A MINE -s 10.9.9.9/32 -j DROP\n-A FORWARD -m comment --comment \"KUBE-SERVICES\" -j MINE\nCOMMIT\n*nat\n:KUBE-KUBELET-CANARY - [0:0]\n-A POSTROUTING -s 10.9.9.9/32 -j MASQUERADE\nCOMMIT\n";
     lab.restore(foreign);
     let before = [Family::V4, Family::V6].map(|family| lab.rules(family));

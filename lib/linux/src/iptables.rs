@@ -2,6 +2,10 @@
 //! network namespace. The programs exist in two kinds that keep their rules in different places of
 //! the kernel; the one whose rules the host already has is used.
 
+mod stamp;
+
+pub use stamp::Stamp;
+
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;

@@ -100,6 +100,8 @@ pub struct Target {
     pub in_cluster: bool,
     /// In [`Set::Local`].
     pub in_local: bool,
+    /// On this node, whether that counts for this port or not.
+    pub local: bool,
 }
 
 /// All there is to know of one service port in one family.
@@ -177,6 +179,7 @@ pub fn decide(
         port: endpoints[i].port,
         in_cluster: contains(usable.cluster.as_deref(), i),
         in_local: contains(usable.local.as_deref(), i),
+        local: endpoints[i].local,
     });
     let verdict = |set: Set| {
         let chosen = match set {

@@ -2,20 +2,30 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use linux::iptables::Iptables;
+use linux::iptables::{Iptables, Stamp};
 
 use super::desired::Desired;
 use super::diff::{self, Change, Known, Seen};
 use super::observe::{self, Observed};
 use super::render::render;
-use super::rule::{ChainRef, Rule};
+use super::rule::{ChainRef, Rule, Table};
 use crate::backend::{Backend, Report, Settings};
 use crate::model::{Decision, Decisions, PortName};
 use crate::store::PortChange;
 
+/// All tables are listed when nobody seems to have changed anything for this long.
+const TRUST: Duration = Duration::from_secs(3600);
+
 /// Where rules are kept: the kernel, or a fake.
 pub trait Rules {
+    /// As long as it is the same, nobody has changed any rules.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    fn stamp(&mut self) -> linux::Result<Option<Stamp>>;
+
     /// All tables, as `iptables-save` prints them.
     ///
     /// # Errors
@@ -30,6 +40,10 @@ pub trait Rules {
 }
 
 impl Rules for Iptables {
+    fn stamp(&mut self) -> linux::Result<Option<Stamp>> {
+        Self::stamp(self, &Table::ALL.map(Table::name)).map(Some)
+    }
+
     fn save(&mut self) -> linux::Result<String> {
         // Without a table's name only tables that exist are listed, and none is made.
         Self::save(self, None)
@@ -46,6 +60,8 @@ pub struct Plane<R> {
     desired: Desired,
     /// `None`: to be observed, since a write failed or someone changed our rules.
     seen: Option<Seen>,
+    /// When the kernel last had all that was written, and by which stamp one can tell.
+    intact: Option<(Stamp, Instant)>,
 }
 
 impl<R: Rules> Plane<R> {
@@ -55,6 +71,7 @@ impl<R: Rules> Plane<R> {
             rules,
             desired,
             seen: None,
+            intact: None,
         }
     }
 
@@ -102,8 +119,12 @@ impl<R: Rules> Plane<R> {
             }
         };
         let report = report(&change, full);
+        let since = self.unchanged();
         self.write(change, &mut seen)?;
         self.seen = Some(seen);
+        self.intact = self
+            .stamp()
+            .zip(if full { Some(Instant::now()) } else { since });
         Ok(report)
     }
 
@@ -156,6 +177,7 @@ impl<R: Rules> Plane<R> {
     }
 
     /// Whether the kernel still has all our chains with as many rules as we wrote, and all hooks.
+    /// Looks only when somebody has changed rules, or when that is long ago.
     ///
     /// # Errors
     /// The program's words.
@@ -163,9 +185,36 @@ impl<R: Rules> Plane<R> {
         if self.seen.is_none() {
             return Ok(false);
         }
+        if self
+            .unchanged()
+            .is_some_and(|since| since.elapsed() < TRUST)
+        {
+            return Ok(true);
+        }
+        let stamp = self.stamp();
         let observed = observe::parse(&self.rules.save()?);
         let wanted: BTreeMap<ChainRef, Vec<Rule>> = self.desired.chains();
-        Ok(intact(&wanted, &self.desired, &observed))
+        let intact = intact(&wanted, &self.desired, &observed);
+        self.intact = stamp.filter(|_| intact).zip(Some(Instant::now()));
+        Ok(intact)
+    }
+
+    /// When all was found there, if nobody has changed rules since.
+    fn unchanged(&mut self) -> Option<Instant> {
+        let (known, since) = self.intact.take()?;
+        if self.stamp()? != known {
+            return None;
+        }
+        self.intact = Some((known, since));
+        Some(since)
+    }
+
+    /// A kernel that does not tell is listed each time.
+    fn stamp(&mut self) -> Option<Stamp> {
+        self.rules.stamp().unwrap_or_else(|error| {
+            tracing::debug!("{error}");
+            None
+        })
     }
 
     /// Takes away all that is ours, also of an earlier process or of kube-proxy.

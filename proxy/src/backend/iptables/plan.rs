@@ -132,14 +132,35 @@ impl Planner<'_> {
         let mut left = u32::try_from(endpoints.len()).unwrap_or(u32::MAX);
         for endpoint in &endpoints {
             let chance = (left > 1).then_some(Match::OneOf(left));
-            let matches: Vec<Match> = chance.into_iter().collect();
-            rules.push(Rule::jump(matches, &chain_of(endpoint)).comment(self.arrow(endpoint)));
             left = left.saturating_sub(1);
+            rules.push(if self.has_chain(endpoint) {
+                let matches: Vec<Match> = chance.into_iter().collect();
+                Rule::jump(matches, &chain_of(endpoint)).comment(self.arrow(endpoint))
+            } else {
+                let mut matches = vec![Match::Protocol(decision.name.protocol)];
+                matches.extend(chance);
+                // No comment: it would be most of the rule, in every copy of the table.
+                Rule::new(matches, dnat(endpoint))
+            });
         }
         self.plan.chains.insert(self.set_name(set), rules);
         for endpoint in endpoints {
-            self.endpoint_chain(endpoint);
+            if self.has_chain(endpoint) {
+                self.endpoint_chain(endpoint);
+            }
         }
+    }
+
+    /// Whether an endpoint needs a chain of its own: to remember its clients, or since it may be
+    /// its own client. Others' pods reach us, if at all, masqueraded, but for the external
+    /// addresses whose policy lets pods' sources through.
+    fn has_chain(&self, endpoint: &Endpoint) -> bool {
+        let decision = self.decision;
+        let pod = decision.external.pod;
+        let lets_pods_through = decision.externally_accessible()
+            && pod.verdict == Verdict::Forward(Set::Cluster)
+            && !pod.masquerade;
+        endpoint.local || decision.affinity_seconds.is_some() || lets_pods_through
     }
 
     fn arrow(&self, endpoint: &Endpoint) -> String {
@@ -164,11 +185,7 @@ impl Planner<'_> {
                 list: chain.clone(),
             });
         }
-        let dnat = Target::Dnat {
-            ip: endpoint.ip,
-            port: endpoint.port,
-        };
-        let dnat = Rule::new(matches, dnat).comment(self.name.clone());
+        let dnat = Rule::new(matches, dnat(endpoint)).comment(self.name.clone());
         self.plan.chains.insert(chain, vec![hairpin, dnat]);
     }
 
@@ -363,6 +380,13 @@ impl Planner<'_> {
         self.plan
             .entries
             .insert((tree, Key::port(protocol, number)), rule);
+    }
+}
+
+fn dnat(endpoint: &Endpoint) -> Target {
+    Target::Dnat {
+        ip: endpoint.ip,
+        port: endpoint.port,
     }
 }
 
