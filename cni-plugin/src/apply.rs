@@ -5,11 +5,16 @@ use std::time::{Duration, Instant};
 
 use linux::{Error, Host, Result};
 
-use crate::step::{Side, Step};
+use crate::firewall::Firewall;
+use crate::step::{LinkChange, NewVeth, Side, Step};
 
 /// How long a port may take until packets flow. The kernel does it within a millisecond unless
 /// someone holds the RTNL lock.
 const PORT_WAIT: Duration = Duration::from_secs(5);
+
+/// How long probing for a duplicate of an address may take: about two seconds as a rule. An address
+/// that someone else has stays unproven for ever.
+const ADDRS_WAIT: Duration = Duration::from_secs(10);
 
 /// First pause between two looks at a port; it doubles each time.
 const PORT_PAUSE: Duration = Duration::from_micros(100);
@@ -23,6 +28,8 @@ pub struct Hosts<'a> {
     pub node: &'a mut dyn Host,
     /// The pod's network namespace, for plans that change it.
     pub pod: Option<&'a mut dyn Host>,
+    /// The node's firewall.
+    pub firewall: &'a mut dyn Firewall,
 }
 
 /// A step that failed.
@@ -66,6 +73,16 @@ impl Hosts<'_> {
                 new.peer_netns = Some(self.side(Side::Pod)?.netns());
                 self.node.add_veth(&new)
             }
+            Step::EnsureGatewayVeth(new) => ensure_gateway(self.node, new),
+            Step::AddPortVlan(link, vlan) => self.node.add_port_vlan(link, *vlan),
+            Step::RemovePortVlan(link, vlan) => self.node.del_port_vlan(link, *vlan),
+            Step::AddIfb(name, mac, mtu) => self.node.add_ifb(name, *mac, *mtu),
+            Step::Limit(link, bucket) => self.node.set_token_bucket(link, *bucket),
+            Step::Detour(link, through) => self.node.add_detour(link, through),
+            Step::PutEntries(entries) => self.firewall.put(entries),
+            Step::RemoveEntries(whose) => self.firewall.remove(whose),
+            Step::ForgetUdp(entries) => self.firewall.forget_udp(&entries.udp_ports()),
+            Step::AwaitAddrs(link) => await_addrs(self.side(Side::Pod)?, link),
             Step::SetLink(side, link, change) => self.side(*side)?.set_link(link, change),
             Step::EnsureAddr(side, link, addr) => {
                 self.side(*side)?.ensure_addr(link, addr).map(drop)
@@ -118,22 +135,42 @@ pub fn apply_all(steps: &[Step], hosts: &mut Hosts<'_>) -> std::result::Result<(
     }
 }
 
+/// Makes the gateway's pair unless it is there, and sets the end on the bridge up.
+fn ensure_gateway(node: &mut dyn Host, new: &NewVeth) -> Result<()> {
+    match node.add_veth(new) {
+        Err(e) if e.is_exists() => {}
+        done => done?,
+    }
+    node.set_link(&new.name, &LinkChange::up())
+}
+
 fn await_port(node: &mut dyn Host, name: &str) -> Result<()> {
-    let op = || format!("wait for {name} to forward");
-    let deadline = Instant::now() + PORT_WAIT;
-    let mut pause = PORT_PAUSE;
-    loop {
+    await_until(&format!("wait for {name} to forward"), PORT_WAIT, || {
         let Some(link) = node.link(name)? else {
-            return Err(Error::other(op(), "the link is gone"));
+            let op = format!("wait for {name} to forward");
+            return Err(Error::other(op, "the link is gone"));
         };
-        if link.running && link.port.is_some_and(|port| port.forwarding) {
-            return Ok(());
-        }
+        Ok(link.running && link.port.is_some_and(|port| port.forwarding))
+    })
+}
+
+fn await_addrs(pod: &mut dyn Host, name: &str) -> Result<()> {
+    let op = format!("wait for the addresses of {name} to be probed");
+    await_until(&op, ADDRS_WAIT, || {
+        Ok(pod.addrs(name)?.iter().all(|addr| !addr.tentative))
+    })
+}
+
+/// Asks again and again, with growing pauses, until `done` says so.
+fn await_until(op: &str, limit: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + limit;
+    let mut pause = PORT_PAUSE;
+    while !done()? {
         if Instant::now() >= deadline {
-            let why = format!("not after {} s", PORT_WAIT.as_secs());
-            return Err(Error::other(op(), why));
+            return Err(Error::other(op, format!("not after {} s", limit.as_secs())));
         }
         thread::sleep(pause);
         pause = (pause * 2).min(PORT_PAUSE_MAX);
     }
+    Ok(())
 }

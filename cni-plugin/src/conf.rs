@@ -145,6 +145,22 @@ impl<'a> Field<'a> {
         }
     }
 
+    /// The whole number, if set, however large.
+    ///
+    /// # Errors
+    /// It is something else or negative.
+    pub fn large(&self) -> Result<Option<u64>, Error> {
+        match self.value {
+            None => Ok(None),
+            Some(value) => {
+                let number = value.as_u64();
+                number
+                    .map(Some)
+                    .ok_or_else(|| self.wrong_type("a whole number"))
+            }
+        }
+    }
+
     /// The text as something that is written as text, if set.
     ///
     /// # Errors

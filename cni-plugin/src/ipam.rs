@@ -145,6 +145,11 @@ impl RangeSet {
         self.ranges.iter().any(|range| range.start.is_ipv6())
     }
 
+    /// Whether `address` is in one of the ranges.
+    pub fn holds(&self, address: IpAddr) -> bool {
+        self.range_of(address).is_some()
+    }
+
     fn range_of(&self, address: IpAddr) -> Option<&Range> {
         self.ranges.iter().find(|range| range.contains(address))
     }
@@ -183,8 +188,8 @@ impl RangeSet {
 pub struct Lease {
     /// The address with its subnet's length.
     pub address: IpNetwork,
-    /// The subnet's gateway.
-    pub gateway: IpAddr,
+    /// The subnet's gateway; a plugin that gives addresses may name none.
+    pub gateway: Option<IpAddr>,
 }
 
 impl Lease {
@@ -193,7 +198,7 @@ impl Lease {
         let net = IpNetwork::new(address, range.subnet.prefix());
         Self {
             address: net.unwrap_or_else(|_fits| address.into()),
-            gateway: range.gateway,
+            gateway: Some(range.gateway),
         }
     }
 }
@@ -202,7 +207,7 @@ impl Lease {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AllocateError {
     /// All are taken.
-    #[error("IP pool {pool} full: {used} of {capacity}")]
+    #[error("IP pool {pool} full: {used} of {capacity}{}", gone_text(*gone))]
     Full {
         /// The set's ranges.
         pool: String,
@@ -210,6 +215,10 @@ pub enum AllocateError {
         used: usize,
         /// Addresses in it.
         capacity: u128,
+        /// Which set.
+        set: usize,
+        /// Leases of containers that no longer exist, as far as somebody has looked.
+        gone: usize,
     },
     /// The runtime wants one that is taken.
     #[error("requested address {0} is taken")]
@@ -220,6 +229,14 @@ pub enum AllocateError {
     /// The runtime wants one that is in no range, or the second one of a set.
     #[error("requested address {0} is in none of the ranges that have one to give")]
     OutOfRange(IpAddr),
+}
+
+fn gone_text(gone: usize) -> String {
+    match gone {
+        0 => String::new(),
+        1 => ", 1 belongs to a container that no longer exists".to_owned(),
+        n => format!(", {n} belong to containers that no longer exist"),
+    }
 }
 
 /// One address from each set: the requested one where there is one, else the first free one after
@@ -241,7 +258,7 @@ pub fn allocate(
             continue;
         }
         let last = last.get(at).copied().flatten();
-        leases.push(set.pick(taken, last).ok_or_else(|| full(set, taken))?);
+        leases.push(set.pick(taken, last).ok_or_else(|| full(at, set, taken))?);
     }
     match wanted.first() {
         Some(left) => Err(AllocateError::OutOfRange(*left)),
@@ -260,7 +277,7 @@ fn take(set: &RangeSet, ip: IpAddr, taken: &BTreeSet<IpAddr>) -> Result<Lease, A
     Ok(Lease::of(range, ip))
 }
 
-fn full(set: &RangeSet, taken: &BTreeSet<IpAddr>) -> AllocateError {
+fn full(at: usize, set: &RangeSet, taken: &BTreeSet<IpAddr>) -> AllocateError {
     let subnets: Vec<String> = set.ranges.iter().map(|r| r.subnet.to_string()).collect();
     let used = taken
         .iter()
@@ -270,6 +287,8 @@ fn full(set: &RangeSet, taken: &BTreeSet<IpAddr>) -> AllocateError {
         pool: subnets.join(", "),
         used,
         capacity: set.capacity(),
+        set: at,
+        gone: 0,
     }
 }
 

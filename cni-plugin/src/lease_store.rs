@@ -23,6 +23,9 @@ use crate::plan::fnv1a;
 /// Where the kernel tells which boot this is.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
+/// Which boot the leases are of.
+const BOOT_FILE: &str = "boot_id";
+
 /// A new file before it gets its name. One is enough, as the directory is locked.
 const ASIDE: &str = ".new";
 
@@ -51,6 +54,8 @@ pub struct LeaseError {
 #[derive(Debug)]
 pub struct LeaseStore {
     dir: PathBuf,
+    /// No lease was ever given here, as far as the directory shows.
+    fresh: bool,
     /// Held until dropped.
     _lock: File,
 }
@@ -110,23 +115,95 @@ impl LeaseStore {
             Ok(file)
         };
         let lock = open().map_err(fail("lock", &path))?;
-        Ok(Self { dir, _lock: lock })
+        Ok(Self {
+            dir,
+            fresh: false,
+            _lock: lock,
+        })
     }
 
     /// Drops all leases when they were given before the machine last started: their containers
     /// are gone, and nobody will ever ask to delete them.
-    fn forget_earlier_boot(self, boot: &str) -> Result<Self, LeaseError> {
-        let before = self.read("boot_id")?;
+    fn forget_earlier_boot(mut self, boot: &str) -> Result<Self, LeaseError> {
+        let before = self.read(BOOT_FILE)?;
         if boot.is_empty() || before.as_deref() == Some(boot) {
             return Ok(self);
         }
-        if before.is_some() {
-            for (address, owner) in self.all()? {
-                self.evict(address, &owner)?;
-            }
+        if before.is_none() {
+            // The first lease writes it down, and until then nothing was ever given here.
+            self.fresh = self.taken()?.is_empty();
+            return Ok(self);
         }
-        self.write("boot_id", boot)?;
+        for (address, owner) in self.all()? {
+            self.evict(address, &owner)?;
+        }
+        self.write(BOOT_FILE, boot)?;
         Ok(self)
+    }
+
+    /// Whether no lease was ever given here, as far as the directory shows.
+    pub fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Writes down that the directory knows of this boot.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn know_boot(&self) -> Result<(), LeaseError> {
+        if self.read(BOOT_FILE)?.is_none() {
+            let boot = fs::read_to_string(BOOT_ID).unwrap_or_default();
+            self.write(BOOT_FILE, boot.trim())?;
+        }
+        Ok(())
+    }
+
+    /// Names of the networks that have a directory in `data_dir`, sorted.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn networks(data_dir: &Path) -> Result<Vec<String>, LeaseError> {
+        let entries = match fs::read_dir(data_dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(fail("list", data_dir))?,
+        };
+        let dirs = entries.flatten().filter(|entry| entry.path().is_dir());
+        let mut names: Vec<String> = dirs
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// How long ago a lease was written; `None` where that cannot be told.
+    pub fn age(&self, address: IpAddr) -> Option<Duration> {
+        let meta = fs::metadata(self.dir.join(address.to_string())).ok()?;
+        meta.modified().ok()?.elapsed().ok()
+    }
+
+    /// Gives a lease to `owner`, whoever had it.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn assign(&self, address: IpAddr, owner: &Attachment) -> Result<(), LeaseError> {
+        let mut addresses = self.of(owner)?;
+        addresses.retain(|other| *other != address);
+        addresses.push(address);
+        // Something that is no file may stand in the way.
+        let path = self.dir.join(address.to_string());
+        if path.is_dir() {
+            fs::remove_dir_all(&path).map_err(fail("remove", &path))?;
+        }
+        let text = format!("{}{LINE_BREAK}{}", owner.container_id, owner.ifname);
+        let list: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        let list = format!("{text}{LINE_BREAK}{}", list.join(LINE_BREAK));
+        self.write(&owner_file(owner), &list)?;
+        self.write(&address.to_string(), &text)
     }
 
     /// All addresses that are leased.
@@ -163,16 +240,9 @@ impl LeaseStore {
     pub fn all(&self) -> Result<BTreeMap<IpAddr, Attachment>, LeaseError> {
         let mut all = BTreeMap::new();
         for address in self.taken()? {
-            let text = self.read(&address.to_string())?.unwrap_or_default();
-            let (container, ifname) = text
-                .trim()
-                .split_once(LINE_BREAK)
-                .unwrap_or((text.trim(), ""));
-            let owner = Attachment {
-                container_id: container.into(),
-                ifname: ifname.into(),
-            };
-            all.insert(address, owner);
+            // One that cannot be read names nobody, and does not hide the others.
+            let text = self.read(&address.to_string()).ok().flatten();
+            all.insert(address, parse_owner(&text.unwrap_or_default()));
         }
         Ok(all)
     }
@@ -198,7 +268,10 @@ impl LeaseStore {
 
     /// The addresses of one owner, whoever has leased them: reads every lease where there is no
     /// list of the owner's.
-    fn of_anyone(&self, owner: &Attachment) -> Result<Vec<IpAddr>, LeaseError> {
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn of_anyone(&self, owner: &Attachment) -> Result<Vec<IpAddr>, LeaseError> {
         if self.dir.join(owner_file(owner)).exists() {
             return self.of(owner);
         }
@@ -215,6 +288,7 @@ impl LeaseStore {
         let text = format!("{}{LINE_BREAK}{}", owner.container_id, owner.ifname);
         let addresses: Vec<String> = leases.iter().map(|l| l.address.ip().to_string()).collect();
         let list = format!("{text}{LINE_BREAK}{}", addresses.join(LINE_BREAK));
+        self.know_boot()?;
         self.write(&owner_file(owner), &list)?;
         for (set, lease) in leases.iter().enumerate() {
             let address = lease.address.ip().to_string();
@@ -257,6 +331,9 @@ impl LeaseStore {
 
     fn remove_file(&self, name: &str) -> Result<(), LeaseError> {
         let path = self.dir.join(name);
+        if path.is_dir() {
+            return fs::remove_dir_all(&path).map_err(fail("remove", &path));
+        }
         match fs::remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(fail("remove", &path)(e)),
             _ => Ok(()),
@@ -265,8 +342,8 @@ impl LeaseStore {
 
     fn read(&self, name: &str) -> Result<Option<String>, LeaseError> {
         let path = self.dir.join(name);
-        match fs::read_to_string(&path) {
-            Ok(text) => Ok(Some(text)),
+        match fs::read(&path) {
+            Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(fail("read", &path)(e)),
         }

@@ -1,9 +1,11 @@
 //! `CNI_*` variables and the configuration on standard input become a valid [`Request`]. The only
 //! place that can say "bad config"; nothing after it checks these things again.
 
+mod ipam;
 mod net;
+mod ports;
+mod wish;
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use api::cni::{AddResult, Attachment, Dns, Error, ErrorCode, Route, VALID_ATTACHMENTS, Version};
@@ -11,8 +13,23 @@ use serde_json::Value;
 
 use crate::conf::Field;
 use crate::ipam::RangeSet;
+use crate::role::Role;
+use crate::step::PortVlan;
 
-use crate::step::Mac;
+pub use ports::{Backend, PortMapping, Ports, Protocol, Shaping};
+pub use wish::Pod;
+
+/// All that matters when something is taken away.
+const TEARDOWN_KEYS: [&str; 8] = [
+    "cniVersion",
+    "name",
+    "type",
+    "bridge",
+    "ipam",
+    "backend",
+    "ipMasqBackend",
+    VALID_ATTACHMENTS,
+];
 
 /// The kernel's limit for an interface name in bytes.
 const IFNAME_BYTES_MAX: usize = 15;
@@ -33,6 +50,8 @@ pub struct Request {
 pub enum Verb {
     /// Attach a pod.
     Add(Pod),
+    /// Add to what the plugins before this one did (their result).
+    AddTo(Pod, AddResult),
     /// Detach a pod, however much of it is left.
     Del {
         /// Whose attachment.
@@ -42,23 +61,12 @@ pub enum Verb {
     },
     /// Compare a pod with the result of its ADD.
     Check(Pod, AddResult),
+    /// Compare what was added to what other plugins did with the result.
+    CheckAddition(Pod, AddResult),
     /// Remove all attachments but these.
     Gc(Vec<Attachment>),
     /// Tell whether ADD would work.
     Status,
-}
-
-/// The pod of a call.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pod {
-    /// Container and interface.
-    pub owner: Attachment,
-    /// The pod's network namespace.
-    pub netns: PathBuf,
-    /// The hardware address that the runtime wants.
-    pub mac: Option<Mac>,
-    /// The addresses that the runtime wants.
-    pub ips: Vec<IpAddr>,
 }
 
 /// The network's configuration.
@@ -68,10 +76,23 @@ pub struct Net {
     pub name: String,
     /// The bridge.
     pub bridge: BridgeConf,
-    /// Addresses; none: the pod gets a link only.
+    /// The built-in allocator. Without it and without a plugin for it, the pod gets a link only.
     pub ipam: Option<IpamConf>,
+    /// The plugin that gives addresses.
+    pub ipam_plugin: Option<String>,
     /// Handed through to the result.
     pub dns: Dns,
+    /// What leaves the pod's network gets the node's address.
+    pub masquerade: bool,
+    /// Who does that; none: whatever the kernel has, nftables first.
+    pub masquerade_backend: Option<Backend>,
+    /// Host ports.
+    pub ports: Ports,
+    /// Rate limits.
+    pub shaping: Shaping,
+    /// The configuration is of a plugin that makes a link, not of one that only works behind
+    /// another. One with neither `bridge` nor `ipam` does not say.
+    pub makes_link: bool,
 }
 
 /// The bridge and its ports.
@@ -93,6 +114,35 @@ pub struct BridgeConf {
     pub promisc: bool,
     /// Pods of the bridge do not reach each other on it.
     pub isolated: bool,
+    /// Frames from another hardware address than the pod's are dropped.
+    pub check_mac: bool,
+    /// IPv6 addresses are probed before they are used.
+    pub detect_duplicates: bool,
+    /// The pod's end is set up; if not, it stays down for whoever uses it.
+    pub container_interface: bool,
+    /// VLANs of the pod's port.
+    pub vlans: Option<Vlans>,
+}
+
+impl BridgeConf {
+    /// The link that has the gateways' addresses: the bridge, or a port of its own in a VLAN.
+    pub fn gateway_link(&self) -> String {
+        match self.vlans.as_ref().and_then(|vlans| vlans.id) {
+            Some(id) => format!("{}.{id}", self.name),
+            None => self.name.clone(),
+        }
+    }
+}
+
+/// VLANs of a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vlans {
+    /// The one whose packets come and go without a tag.
+    pub id: Option<u16>,
+    /// Those whose packets have tags.
+    pub trunk: Vec<PortVlan>,
+    /// The port stays in VLAN 1 too.
+    pub preserve_default: bool,
 }
 
 /// Where addresses come from.
@@ -129,6 +179,18 @@ pub enum Command {
 pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 impl Command {
+    /// As it stands in `CNI_COMMAND`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Add => "ADD",
+            Self::Del => "DEL",
+            Self::Check => "CHECK",
+            Self::Gc => "GC",
+            Self::Status => "STATUS",
+            Self::Version => "VERSION",
+        }
+    }
+
     /// The verb of `CNI_COMMAND`.
     ///
     /// # Errors
@@ -149,21 +211,46 @@ impl Command {
     }
 }
 
+/// Reads standard input.
+///
+/// # Errors
+/// It is not JSON.
+pub fn parse_input(input: &[u8]) -> Result<Value, Error> {
+    serde_json::from_slice(input).map_err(|e| {
+        let why = format!("the configuration on standard input is not JSON: {e}");
+        Error::new(ErrorCode::DECODE, why)
+    })
+}
+
 impl Request {
     /// Reads a call. Not for VERSION, which has no network.
     ///
     /// # Errors
     /// The variable or field that is wrong, in the version of the configuration if it can be read.
-    pub fn parse(command: Command, env: Env<'_>, input: &[u8]) -> Result<Self, Error> {
-        let value: Value = serde_json::from_slice(input).map_err(|e| {
-            let why = format!("the configuration on standard input is not JSON: {e}");
-            Error::new(ErrorCode::DECODE, why)
-        })?;
-        let root = Field::root(&value);
+    pub fn parse(role: Role, command: Command, env: Env<'_>, value: &Value) -> Result<Self, Error> {
+        let root = Field::root(value);
         let version = parse_version(&root)?;
         let read = || -> Result<Self, Error> {
-            let net = net::parse_net(&root)?;
-            let verb = parse_verb(command, env, &root, version)?;
+            // What was asked for counts when it is made. To take it away, whose it is is enough,
+            // and nothing else that is wrong may stand in the way.
+            let mut without = Value::Null;
+            if matches!(command, Command::Del | Command::Gc)
+                && let Some(object) = root.object()?
+            {
+                let kept = object
+                    .iter()
+                    .filter(|(key, _)| TEARDOWN_KEYS.contains(&key.as_str()));
+                without = kept
+                    .map(|(key, value)| (key.clone(), value.clone()))
+                    .collect();
+            }
+            let root = if without.is_null() {
+                root.clone()
+            } else {
+                Field::root(&without)
+            };
+            let net = net::parse_net(&root, role)?;
+            let verb = parse_verb(role, command, env, &root, version, &net)?;
             Ok(Self { version, net, verb })
         };
         read().map_err(|error| Error {
@@ -173,13 +260,14 @@ impl Request {
     }
 }
 
-/// The version of a configuration.
+/// The version of a configuration; the first one when it names none.
 ///
 /// # Errors
-/// It is missing or one that we do not speak.
+/// It is one that we do not speak.
 pub fn parse_version(root: &Field<'_>) -> Result<Version, Error> {
     let field = root.get("cniVersion")?;
-    let text = field.text()?.unwrap_or_default();
+    // As the reference library reads it.
+    let text = field.text()?.filter(|t| !t.is_empty()).unwrap_or("0.1.0");
     text.parse()
         .map_err(|unknown: api::cni::UnknownVersion| Error {
             cni_version: Version::NEWEST.to_string(),
@@ -191,20 +279,38 @@ pub fn parse_version(root: &Field<'_>) -> Result<Version, Error> {
 }
 
 fn parse_verb(
+    role: Role,
     command: Command,
     env: Env<'_>,
     root: &Field<'_>,
     version: Version,
+    net: &Net,
 ) -> Result<Verb, Error> {
     let needs = |since: Version| {
         if version >= since {
             return Ok(());
         }
         let why = format_args!("{command:?} needs at least version {since}, this is {version}");
-        Err(root.get("cniVersion")?.invalid(why))
+        Err(Error {
+            code: ErrorCode::INCOMPATIBLE_VERSION,
+            ..root.get("cniVersion")?.invalid(why)
+        })
     };
     match command {
-        Command::Add => Ok(Verb::Add(parse_pod(env, root)?)),
+        Command::Add => {
+            let pod = wish::parse_pod(env, root)?;
+            match parse_previous(root)? {
+                Some(previous) => {
+                    refuse_main_keys(root)?;
+                    Ok(Verb::AddTo(pod, previous))
+                }
+                None if role.is_always_chained() => {
+                    let why = "must be there: this plugin only works behind another one";
+                    Err(root.get("prevResult")?.invalid(why))
+                }
+                None => Ok(Verb::Add(pod)),
+            }
+        }
         Command::Del => {
             let netns = env("CNI_NETNS")
                 .filter(|path| !path.is_empty())
@@ -216,15 +322,16 @@ fn parse_verb(
         }
         Command::Check => {
             needs(Version::V0_4_0)?;
-            let previous = root.get("prevResult")?;
-            let Some(result) = previous.object()? else {
+            let Some(previous) = parse_previous(root)? else {
+                let previous = root.get("prevResult")?;
                 return Err(previous.invalid("CHECK needs the result of ADD"));
             };
-            let result = serde_json::from_value(Value::Object(result.clone()));
-            Ok(Verb::Check(
-                parse_pod(env, root)?,
-                result.map_err(|e| previous.invalid(e))?,
-            ))
+            let pod = wish::parse_pod(env, root)?;
+            if is_addition(role, net, &pod.owner, &previous) {
+                Ok(Verb::CheckAddition(pod, previous))
+            } else {
+                Ok(Verb::Check(pod, previous))
+            }
         }
         Command::Gc => {
             needs(Version::V1_1_0)?;
@@ -246,6 +353,34 @@ fn parse_verb(
         }
         Command::Version => Err(bad_env("CNI_COMMAND", "VERSION has no network")),
     }
+}
+
+/// The result of the plugins before this one (ADD) or of all (CHECK).
+fn parse_previous(root: &Field<'_>) -> Result<Option<AddResult>, Error> {
+    let previous = root.get("prevResult")?;
+    let Some(object) = previous.object()? else {
+        return Ok(None);
+    };
+    let result = AddResult::read(&Value::Object(object.clone()));
+    result.map(Some).map_err(|e| previous.invalid(e))
+}
+
+/// Behind another plugin there is neither a link to make nor an address to give.
+fn refuse_main_keys(root: &Field<'_>) -> Result<(), Error> {
+    for key in net::MAIN_KEYS {
+        let field = root.get(key)?;
+        if field.is_set() {
+            return Err(field.invalid("has no place behind another plugin (prevResult is there)"));
+        }
+    }
+    Ok(())
+}
+
+/// Whether CHECK is about what was added to another plugin's result, not about a link of ours.
+fn is_addition(role: Role, net: &Net, owner: &Attachment, result: &AddResult) -> bool {
+    let ours = crate::plan::host_link_name(&net.name, owner);
+    let foreign = result.interfaces.iter().all(|i| i.name != ours);
+    role.is_always_chained() || !net.makes_link && foreign && !result.interfaces.is_empty()
 }
 
 fn parse_attachment(field: &Field<'_>) -> Result<Attachment, Error> {
@@ -278,84 +413,6 @@ fn parse_owner(env: Env<'_>) -> Result<Attachment, Error> {
     })
 }
 
-fn parse_pod(env: Env<'_>, root: &Field<'_>) -> Result<Pod, Error> {
-    let owner = parse_owner(env)?;
-    let netns = required(env, "CNI_NETNS")?.into();
-    let args = Args::parse(&env("CNI_ARGS").unwrap_or_default())?;
-    let runtime = root.get("runtimeConfig")?;
-    let config_args = root.get("args")?.get("cni")?;
-    // The later the place in this list, the more it counts.
-    let mut mac = args.mac;
-    for field in [config_args.get("mac")?, runtime.get("mac")?] {
-        if let Some(wanted) = field.parsed::<Mac>("a hardware address")? {
-            if wanted.is_multicast() {
-                return Err(field.invalid("is a group address"));
-            }
-            mac = Some(wanted);
-        }
-    }
-    let mut ips: Vec<IpAddr> = args.ip.into_iter().collect();
-    for list in [config_args.get("ips")?, runtime.get("ips")?] {
-        for field in list.list()? {
-            let text = field.text()?.unwrap_or_default();
-            ips.push(parse_ip(text).ok_or_else(|| field.invalid("is not an IP address"))?);
-        }
-    }
-    ips.sort();
-    ips.dedup();
-    Ok(Pod {
-        owner,
-        netns,
-        mac,
-        ips,
-    })
-}
-
-/// An address, with or without the length of its network.
-fn parse_ip(text: &str) -> Option<IpAddr> {
-    text.split('/').next()?.parse().ok()
-}
-
-/// What `CNI_ARGS` may say.
-#[derive(Default)]
-struct Args {
-    ip: Option<IpAddr>,
-    mac: Option<Mac>,
-}
-
-impl Args {
-    fn parse(text: &str) -> Result<Self, Error> {
-        let pairs = || text.split(';').filter(|pair| !pair.is_empty());
-        let is_true = |v: &str| matches!(v.to_lowercase().as_str(), "1" | "true");
-        let ignore = pairs().any(|pair| {
-            pair.split_once('=')
-                .is_some_and(|(k, v)| k == "IgnoreUnknown" && is_true(v))
-        });
-        let mut args = Self::default();
-        for pair in pairs() {
-            let Some((key, value)) = pair.split_once('=') else {
-                return Err(bad_env(
-                    "CNI_ARGS",
-                    format_args!("{pair:?} is not KEY=VALUE"),
-                ));
-            };
-            let bad =
-                |what: &str| bad_env("CNI_ARGS", format_args!("{key}: {value:?} is not {what}"));
-            match key {
-                "IP" => args.ip = Some(parse_ip(value).ok_or_else(|| bad("an IP address"))?),
-                "MAC" => {
-                    let mac = value.parse().ok().filter(|mac: &Mac| !mac.is_multicast());
-                    args.mac = Some(mac.ok_or_else(|| bad("a hardware address"))?);
-                }
-                "IgnoreUnknown" => {}
-                _ if ignore || key.starts_with("K8S_") => {}
-                _ => return Err(bad_env("CNI_ARGS", format_args!("unknown key {key:?}"))),
-            }
-        }
-        Ok(args)
-    }
-}
-
 fn required(env: Env<'_>, name: &str) -> Result<String, Error> {
     env(name)
         .filter(|value| !value.is_empty())
@@ -367,7 +424,7 @@ fn bad_env(name: &str, why: impl std::fmt::Display) -> Error {
 }
 
 /// The specification's rule for container ids and network names.
-fn is_identifier(text: &str) -> bool {
+pub fn is_identifier(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphanumeric())
         && text
             .chars()

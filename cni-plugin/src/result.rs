@@ -2,27 +2,26 @@
 
 use api::cni::{AddResult, Dns, Interface, IpConfig};
 
-use crate::ipam::Lease;
-use crate::plan::AddPlan;
+use crate::plan::{AddPlan, Addresses};
 use crate::request::{Net, Pod};
 
 /// Where the pod's interface stands among the interfaces of the result.
 const POD_INTERFACE: usize = 2;
 
 /// The result in no version yet.
-pub fn result(net: &Net, pod: &Pod, leases: &[Lease], plan: &AddPlan, dns: Dns) -> AddResult {
+pub fn result(net: &Net, pod: &Pod, addresses: &Addresses, plan: &AddPlan) -> AddResult {
     let mtu = net.bridge.mtu;
     let outside = |name: &str, mac: String| Interface {
         name: name.to_owned(),
         mac,
         mtu,
-        sandbox: String::new(),
+        ..Interface::default()
     };
     let bridge_mac = plan
         .bridge_mac
         .map(|mac| mac.to_string())
         .unwrap_or_default();
-    let interfaces = vec![
+    let mut interfaces = vec![
         // The bridge's MTU is the node's affair.
         Interface {
             mtu: None,
@@ -34,10 +33,11 @@ pub fn result(net: &Net, pod: &Pod, leases: &[Lease], plan: &AddPlan, dns: Dns) 
             ..outside(&pod.owner.ifname, plan.pod_mac.to_string())
         },
     ];
-    let ips = leases.iter().map(|lease| IpConfig {
+    interfaces.extend(plan.addition.interface.clone());
+    let ips = addresses.leases.iter().map(|lease| IpConfig {
         version: None,
         address: lease.address,
-        gateway: Some(lease.gateway),
+        gateway: lease.gateway,
         interface: Some(POD_INTERFACE),
     });
     AddResult {
@@ -45,7 +45,27 @@ pub fn result(net: &Net, pod: &Pod, leases: &[Lease], plan: &AddPlan, dns: Dns) 
         interfaces,
         ips: ips.collect(),
         routes: plan.routes.clone(),
-        dns,
+        dns: if net.dns.is_empty() {
+            addresses.dns.clone()
+        } else {
+            net.dns.clone()
+        },
+    }
+}
+
+/// The result of the allocator alone: it made no interface.
+pub fn ipam_result(addresses: &Addresses) -> AddResult {
+    let ips = addresses.leases.iter().map(|lease| IpConfig {
+        version: None,
+        address: lease.address,
+        gateway: lease.gateway,
+        interface: None,
+    });
+    AddResult {
+        ips: ips.collect(),
+        routes: addresses.routes.clone(),
+        dns: addresses.dns.clone(),
+        ..AddResult::default()
     }
 }
 

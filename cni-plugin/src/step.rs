@@ -6,8 +6,11 @@ use ipnetwork::IpNetwork;
 
 pub use linux::Mac;
 pub use linux::addr::Addr;
-pub use linux::link::{LinkChange, NewBridge, NewVeth};
-pub use linux::route::{PROTOCOL_BOOT, Route};
+pub use linux::link::{LinkChange, NewBridge, NewVeth, PortVlan};
+pub use linux::route::{PROTOCOL_BOOT, Route, Scope};
+pub use linux::shape::TokenBucket;
+
+use crate::firewall::{Entries, Whose};
 
 /// Which network namespace a step changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +29,8 @@ pub enum Step {
     /// Makes the pair of veths, the pod's end in its namespace (`peer_netns` is filled in when it
     /// is applied).
     AddVeth(NewVeth),
+    /// Makes a pair of veths with both ends on the node: a gateway in a VLAN of the bridge.
+    EnsureGatewayVeth(NewVeth),
     /// Changes a link.
     SetLink(Side, String, LinkChange),
     /// Adds an address unless it is there.
@@ -36,6 +41,24 @@ pub enum Step {
     AddRoute(Side, Route),
     /// Sets a kernel setting unless it has the value.
     EnsureSysctl(Side, String, String),
+    /// Puts a bridge port into VLANs.
+    AddPortVlan(String, PortVlan),
+    /// Takes a bridge port out of VLANs.
+    RemovePortVlan(String, PortVlan),
+    /// Makes an `ifb` device with this hardware address and MTU.
+    AddIfb(String, Mac, u32),
+    /// Limits what leaves a link of the node.
+    Limit(String, TokenBucket),
+    /// Sends what comes in by the first link of the node through the second one.
+    Detour(String, String),
+    /// Makes entries of the firewall.
+    PutEntries(Box<Entries>),
+    /// Removes entries of the firewall.
+    RemoveEntries(Whose),
+    /// Forgets old connections of the UDP ports among these entries.
+    ForgetUdp(Box<Entries>),
+    /// Waits until the addresses of a link of the pod are probed.
+    AwaitAddrs(String),
     /// Waits until packets flow through this port of the bridge.
     AwaitPort(String),
     /// Removes a link if it is there.
@@ -52,7 +75,17 @@ impl Step {
             Self::SetLink(Side::Pod, link, change) if link == "lo" && change.up == Some(true) => {
                 Some(Self::SetLink(Side::Pod, link.clone(), LinkChange::down()))
             }
+            Self::AddIfb(name, ..) => Some(Self::RemoveLink(Side::Node, name.clone())),
+            Self::PutEntries(entries) => Some(Self::RemoveEntries(Whose::One(entries.tag.clone()))),
             Self::EnsureBridge(_)
+            | Self::EnsureGatewayVeth(_)
+            | Self::AddPortVlan(..)
+            | Self::RemovePortVlan(..)
+            | Self::Limit(..)
+            | Self::Detour(..)
+            | Self::RemoveEntries(_)
+            | Self::ForgetUdp(_)
+            | Self::AwaitAddrs(_)
             | Self::SetLink(..)
             | Self::EnsureAddr(..)
             | Self::RemoveAddr(..)
@@ -87,6 +120,14 @@ impl fmt::Display for Step {
                     mtu(new.mtu)
                 )
             }
+            Self::EnsureGatewayVeth(new) => {
+                let master = new.master.as_deref().unwrap_or("none");
+                write!(
+                    f,
+                    "node: veth {} master {master}, {}",
+                    new.name, new.peer_name
+                )
+            }
             Self::AddVeth(new) => {
                 let master = new.master.as_deref().unwrap_or("none");
                 write!(f, "node: veth {}{} master {master}", new.name, mac(new.mac))?;
@@ -107,6 +148,9 @@ impl fmt::Display for Step {
                 if let Some(isolated) = change.isolated {
                     write!(f, " isolated {}", on(isolated))?;
                 }
+                if let Some(filtering) = change.vlan_filtering {
+                    write!(f, " vlan filtering {}", on(filtering))?;
+                }
                 if let Some(promisc) = change.promisc {
                     write!(f, " promisc {}", on(promisc))?;
                 }
@@ -126,6 +170,37 @@ impl fmt::Display for Step {
             Self::RemoveAddr(side, link, net) => write!(f, "{side}: {link} no address {net}"),
             Self::AddRoute(side, route) => write!(f, "{side}: route {route}"),
             Self::EnsureSysctl(side, key, value) => write!(f, "{side}: sysctl {key} = {value}"),
+            Self::AddPortVlan(link, vlan) => {
+                let untagged = if vlan.untagged { " untagged" } else { "" };
+                write!(
+                    f,
+                    "node: {link} vlan {}-{}{untagged}",
+                    vlan.first, vlan.last
+                )
+            }
+            Self::RemovePortVlan(link, vlan) => {
+                write!(f, "node: {link} no vlan {}-{}", vlan.first, vlan.last)
+            }
+            Self::AddIfb(name, mac, mtu) => write!(f, "node: ifb {name} address {mac} mtu {mtu}"),
+            Self::Limit(link, TokenBucket { rate, burst }) => {
+                write!(f, "node: {link} rate {rate} burst {burst}")
+            }
+            Self::Detour(link, through) => write!(f, "node: {link} comes in through {through}"),
+            Self::PutEntries(entries) => write!(f, "node: {entries}"),
+            Self::RemoveEntries(Whose::One(tag)) => {
+                write!(f, "node: no entries of {}", tag.title())
+            }
+            Self::RemoveEntries(Whose::AllBut { keep, .. }) => {
+                write!(f, "node: entries of {} attachments only", keep.len())
+            }
+            Self::ForgetUdp(entries) => {
+                write!(
+                    f,
+                    "node: forget UDP connections of {} ports",
+                    entries.udp_ports().len()
+                )
+            }
+            Self::AwaitAddrs(link) => write!(f, "pod: wait for the addresses of {link}"),
             Self::AwaitPort(link) => write!(f, "node: wait for {link}"),
             Self::RemoveLink(side, link) => write!(f, "{side}: no link {link}"),
         }

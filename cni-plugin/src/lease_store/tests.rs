@@ -20,7 +20,7 @@ fn ip(text: &str) -> IpAddr {
 fn lease(text: &str, gateway: &str) -> Lease {
     Lease {
         address: text.parse().unwrap(),
-        gateway: ip(gateway),
+        gateway: Some(ip(gateway)),
     }
 }
 

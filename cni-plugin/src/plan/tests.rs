@@ -4,15 +4,19 @@ use expect_test::{Expect, expect};
 use linux::link::{Link, Port};
 use serde_json::{Value, json};
 
+use api::cni::{self, AddResult, Dns};
+
 use super::*;
-use crate::request::{Command, Request, Verb};
+use crate::observe::{Attached, BridgeSeen, Observed};
+use crate::request::{Command, Pod, Request, Verb, parse_input};
 use crate::result::result;
+use crate::role::Role;
 
 const V4: &str = r#"[{"subnet": "10.1.0.0/24"}]"#;
 const V6: &str = r#"[{"subnet": "fd00:1::/64"}]"#;
 
 /// An ADD of container `c1` with these ranges and changes of the configuration.
-fn request(ranges: &[&str], changes: &Value) -> (Net, Pod, Vec<Lease>) {
+fn request(ranges: &[&str], changes: &Value) -> (Net, Pod, Addresses) {
     let sets: Vec<Value> = ranges
         .iter()
         .map(|r| serde_json::from_str(r).unwrap())
@@ -36,13 +40,15 @@ fn request(ranges: &[&str], changes: &Value) -> (Net, Pod, Vec<Lease>) {
         };
         Some(value.to_owned())
     };
-    let request = Request::parse(Command::Add, &env, conf.to_string().as_bytes()).unwrap();
+    let conf = parse_input(conf.to_string().as_bytes()).unwrap();
+    let request = Request::parse(Role::Seaway, Command::Add, &env, &conf).unwrap();
     let Verb::Add(pod) = request.verb else {
         panic!("not ADD")
     };
     let sets = request.net.ipam.as_ref().map_or(&[][..], |ipam| &ipam.sets);
     let leases = crate::ipam::allocate(sets, &pod.ips, &[].into(), &[]).unwrap();
-    (request.net, pod, leases)
+    let addresses = Addresses::leased(&request.net, leases, Dns::default());
+    (request.net, pod, addresses)
 }
 
 /// A node and a pod on which nothing was ever done.
@@ -61,6 +67,7 @@ fn used(addrs: &[&str]) -> Observed {
         mtu: 1450,
         up: true,
         promisc: false,
+        vlan_filtering: false,
         addrs: addrs.iter().map(|a| a.parse().unwrap()).collect(),
         ports: 3,
     };
@@ -160,14 +167,81 @@ fn options_of_the_bridge() {
         &changes,
         &fresh(),
         &expect![[r#"
-        node: bridge br7
-        node: br7 promisc on up
-        node: veth vethf842bfb2cb4 address 0a:5b:2b:fb:2c:b4 master br7, pod: eth0 address 0a:00:00:00:00:07
-        node: vethf842bfb2cb4 isolated on alias seaway:pods:c1:eth0 up
-        pod: lo up
-        pod: eth0 up
-        pod: eth0 address 10.1.0.2/24
-        node: wait for vethf842bfb2cb4
+            node: bridge br7 address 0a:5e:75:89:37:33
+            node: br7 promisc on up
+            node: veth vethf842bfb2cb4 address 0a:5b:2b:fb:2c:b4 master br7, pod: eth0 address 0a:00:00:00:00:07
+            node: vethf842bfb2cb4 isolated on alias seaway:pods:c1:eth0 up
+            pod: lo up
+            pod: sysctl net/ipv4/conf/eth0/arp_notify = 1
+            pod: eth0 address 10.1.0.2/24
+            pod: eth0 up
+            node: wait for vethf842bfb2cb4
+        "#]],
+    );
+}
+
+#[test]
+fn everything_that_a_pod_can_have() {
+    let changes = json!({
+        "ipMasq": true, "macspoofchk": true, "enabledad": true, "vlan": 100,
+        "vlanTrunk": [{"id": 101}, {"minID": 200, "maxID": 210}], "preserveDefaultVlan": false,
+        "runtimeConfig": {
+            "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "udp"}],
+            "bandwidth": {"ingressRate": 8000, "ingressBurst": 8000,
+                          "egressRate": 16000, "egressBurst": 8000}
+        }
+    });
+    planned(
+        &[V4, V6],
+        &changes,
+        &fresh(),
+        &expect![[r#"
+            node: bridge cni0 address 0a:58:0a:01:00:01 mtu 1450
+            node: sysctl net/ipv6/conf/cni0/accept_ra = 0
+            node: cni0 vlan filtering on up
+            node: veth vg1d20cf6f518 master cni0, cni0.100
+            node: vg1d20cf6f518 vlan 100-100 untagged
+            node: cni0.100 up
+            node: cni0.100 address 10.1.0.1/24
+            node: cni0.100 address fd00:1::1/64 nodad
+            node: sysctl net/ipv4/ip_forward = 1
+            node: sysctl net/ipv6/conf/all/forwarding = 1
+            node: veth vethf842bfb2cb4 address 0a:5b:2b:fb:2c:b4 master cni0, pod: eth0 address 0a:58:0a:01:00:02 mtu 1450
+            node: vethf842bfb2cb4 hairpin on alias seaway:pods:c1:eth0 up
+            node: vethf842bfb2cb4 vlan 100-100 untagged
+            node: vethf842bfb2cb4 vlan 101-101
+            node: vethf842bfb2cb4 vlan 200-210
+            node: vethf842bfb2cb4 no vlan 1-1
+            pod: lo up
+            pod: eth0 up
+            pod: eth0 address 10.1.0.2/24
+            pod: eth0 address fd00:1::2/64
+            pod: route default via 10.1.0.1 dev eth0
+            pod: route default (IPv6) via fd00:1::1 dev eth0
+            pod: wait for the addresses of eth0
+            node: sysctl net/ipv4/conf/cni0.100/route_localnet = 1
+            node: entries of pods/c1/eth0: udp/*:8080->10.1.0.2:80 udp/*:8080->fd00:1::2:80 masquerade 10.1.0.2 unless by cni0.100 masquerade fd00:1::2 unless by cni0.100 only 0a:58:0a:01:00:02 by vethf842bfb2cb4
+            node: forget UDP connections of 2 ports
+            node: vethf842bfb2cb4 rate 1000 burst 1000
+            node: ifb ifbf842bfb2cb4 address 0a:5c:2b:fb:2c:b4 mtu 1450
+            node: ifbf842bfb2cb4 alias seaway:pods:c1:eth0 up
+            node: ifbf842bfb2cb4 rate 2000 burst 1000
+            node: vethf842bfb2cb4 comes in through ifbf842bfb2cb4
+            node: wait for vethf842bfb2cb4
+        "#]],
+    );
+}
+
+#[test]
+fn a_link_that_somebody_else_will_use() {
+    let changes = json!({"ipam": null, "disableContainerInterface": true});
+    planned(
+        &[],
+        &changes,
+        &used(&[]),
+        &expect![[r#"
+        node: veth vethf842bfb2cb4 address 0a:5b:2b:fb:2c:b4 master cni0, pod: eth0 address 0a:5a:2b:fb:2c:b4 mtu 1450
+        node: vethf842bfb2cb4 hairpin on alias seaway:pods:c1:eth0 up
     "#]],
     );
 }
@@ -301,13 +375,18 @@ fn del_removes_what_is_there() {
             &Leftover {
                 host_link,
                 pod_link,
+                ifb: false,
             },
         );
         steps.iter().map(ToString::to_string).collect::<Vec<_>>()
     };
-    assert_eq!(plan(true, false), ["node: no link vethf842bfb2cb4"]);
-    assert_eq!(plan(false, true), ["pod: no link eth0"]);
-    assert!(plan(false, false).is_empty());
+    let entries = "node: no entries of pods/c1/eth0";
+    assert_eq!(
+        plan(true, false),
+        ["node: no link vethf842bfb2cb4", entries]
+    );
+    assert_eq!(plan(false, true), ["pod: no link eth0", entries]);
+    assert_eq!(plan(false, false), [entries]);
 }
 
 #[test]
@@ -316,16 +395,25 @@ fn gc_keeps_what_is_listed_and_what_is_not_ours() {
     let links = [
         ("vethf842bfb2cb4", "seaway:pods:c1:eth0"),
         ("veth0000000dead", "seaway:pods:c2:eth0"),
+        ("ifbf842bfb2cb4", "seaway:pods:c1:eth0"),
+        ("ifb00000000dead", "seaway:pods:c2:eth0"),
         ("veth0000000beef", "seaway:others:c2:eth0"),
         ("eth0", "uplink"),
     ];
     let links = links
         .map(|(name, alias)| (name.to_owned(), alias.to_owned()))
         .into();
-    let steps = plan_gc(&net, &[pod.owner], &links);
+    let steps = plan_gc(&net, std::slice::from_ref(&pod.owner), &links);
     assert_eq!(
         steps,
-        [Step::RemoveLink(Side::Node, "veth0000000dead".into())]
+        [
+            Step::RemoveLink(Side::Node, "ifb00000000dead".into()),
+            Step::RemoveLink(Side::Node, "veth0000000dead".into()),
+            Step::RemoveEntries(Whose::AllBut {
+                network: fnv1a(&["pods"]),
+                keep: vec![Tag::of("pods", &pod.owner).owner],
+            }),
+        ]
     );
 }
 
@@ -333,7 +421,7 @@ fn gc_keeps_what_is_listed_and_what_is_not_ours() {
 fn attached() -> (Net, Pod, AddResult, Attached) {
     let (net, pod, leases) = request(&[V4], &json!({}));
     let plan = plan_add(&net, &pod, &leases, &fresh()).unwrap();
-    let previous = result(&net, &pod, &leases, &plan, cni::Dns::default());
+    let previous = result(&net, &pod, &leases, &plan);
     let port = Some(Port {
         hairpin: true,
         isolated: false,
@@ -359,6 +447,7 @@ fn attached() -> (Net, Pod, AddResult, Attached) {
             "0.0.0.0/0".parse().unwrap(),
             Some("10.1.0.1".parse().unwrap()),
         )],
+        ..Attached::default()
     };
     (net, pod, previous, seen)
 }
@@ -432,7 +521,7 @@ fn check_tells_each_thing_that_is_wrong() {
 fn results_of_every_version() {
     let (net, pod, leases) = request(&[V4, V6], &json!({"dns": {"nameservers": ["10.96.0.10"]}}));
     let plan = plan_add(&net, &pod, &leases, &fresh()).unwrap();
-    let result = result(&net, &pod, &leases, &plan, net.dns.clone());
+    let result = result(&net, &pod, &leases, &plan);
     let json = |version| serde_json::to_string_pretty(&result.clone().in_version(version)).unwrap();
     expect![[r#"
         {

@@ -1,16 +1,13 @@
-//! The network's part of a request: bridge, ranges, routes, and what is not done.
+//! The network's part of a request: bridge, VLANs, name servers.
 
-use std::net::IpAddr;
-use std::path::PathBuf;
+use api::cni::{Dns, Error};
 
-use api::cni::{Dns, Error, Route};
-
-use super::{BridgeConf, IpamConf, Net, is_identifier, wrong_ifname};
+use super::ipam::{self, Ipam};
+use super::ports::{parse_backend, parse_ports, parse_shaping};
+use super::{BridgeConf, Net, Vlans, is_identifier, wrong_ifname};
 use crate::conf::Field;
-use crate::ipam::{Range, RangeSet, reach};
-
-/// Where leases are kept when the configuration names no place, as host-local does.
-const DATA_DIR_DEFAULT: &str = "/var/lib/cni/networks";
+use crate::role::Role;
+use crate::step::PortVlan;
 
 /// The bridge's name when the configuration names none.
 const BRIDGE_DEFAULT: &str = "cni0";
@@ -21,90 +18,128 @@ const MTU_MIN: u32 = 68;
 /// Largest MTU of a veth.
 const MTU_MAX: u32 = 65535;
 
+/// Largest number of a VLAN (IEEE 802.1Q: 4095 is reserved).
+const VLAN_MAX: u32 = 4094;
+
+/// Keys of a configuration.
+const KEYS: [&str; 36] = [
+    "cniVersion",
+    "name",
+    "type",
+    "bridge",
+    "mtu",
+    "isGateway",
+    "isDefaultGateway",
+    "forceAddress",
+    "ipMasq",
+    "ipMasqBackend",
+    "hairpinMode",
+    "promiscMode",
+    "portIsolation",
+    "ipam",
+    "dns",
+    "prevResult",
+    "runtimeConfig",
+    "args",
+    "capabilities",
+    "vlan",
+    "vlanTrunk",
+    "preserveDefaultVlan",
+    "macspoofchk",
+    "enabledad",
+    "disableContainerInterface",
+    "snat",
+    "masqAll",
+    "markMasqBit",
+    "externalSetMarkChain",
+    "conditionsV4",
+    "conditionsV6",
+    "backend",
+    "ingressRate",
+    "ingressBurst",
+    "egressRate",
+    "egressBurst",
+];
+
+/// Keys that only the first plugin of a list has a use for.
+pub(super) const MAIN_KEYS: [&str; 2] = ["bridge", "ipam"];
+
 /// Reads the network.
 ///
 /// # Errors
 /// The field that is wrong.
-pub(super) fn parse_net(root: &Field<'_>) -> Result<Net, Error> {
-    root.only(&[
-        "cniVersion",
-        "name",
-        "type",
-        "bridge",
-        "mtu",
-        "isGateway",
-        "isDefaultGateway",
-        "forceAddress",
-        "ipMasq",
-        "ipMasqBackend",
-        "hairpinMode",
-        "promiscMode",
-        "portIsolation",
-        "ipam",
-        "dns",
-        "prevResult",
-        "runtimeConfig",
-        "args",
-        "capabilities",
-        "vlan",
-        "vlanTrunk",
-        "preserveDefaultVlan",
-        "macspoofchk",
-        "enabledad",
-        "disableContainerInterface",
-    ])?;
+pub(super) fn parse_net(root: &Field<'_>, role: Role) -> Result<Net, Error> {
+    if role.is_strict() {
+        root.only(&KEYS)?;
+    }
     let name = root.get("name")?;
     let name_text = name.text()?.unwrap_or_default();
     if !is_identifier(name_text) {
         let why = "must start with a letter or digit and hold only those, '.', '-' and '_'";
         return Err(name.invalid(why));
     }
-    refuse_what_is_not_done(root)?;
-    let bridge = parse_bridge(root)?;
-    let ipam = parse_ipam(root)?;
-    let dns = root.get("dns")?;
-    let dns = Dns {
-        nameservers: dns.get("nameservers")?.texts()?,
-        domain: dns.get("domain")?.text()?.unwrap_or_default().to_owned(),
-        search: dns.get("search")?.texts()?,
-        options: dns.get("options")?.texts()?,
+    let bridge = parse_bridge(root, role)?;
+    let (ipam, ipam_plugin) = match ipam::parse(root, role.is_strict())? {
+        Ipam::None => (None, None),
+        Ipam::BuiltIn(conf) => (Some(conf), None),
+        Ipam::Plugin(name) => (None, Some(name)),
     };
+    if !bridge.container_interface && (ipam.is_some() || ipam_plugin.is_some()) {
+        let field = root.get("disableContainerInterface")?;
+        return Err(field.invalid("cannot be set together with ipam"));
+    }
     Ok(Net {
         name: name_text.to_owned(),
         bridge,
         ipam,
-        dns,
+        ipam_plugin,
+        dns: parse_dns(root)?,
+        masquerade: root.get("ipMasq")?.flag(false)?,
+        masquerade_backend: parse_backend(root, "ipMasqBackend")?,
+        ports: parse_ports(root, role)?,
+        shaping: parse_shaping(root, role)?,
+        makes_link: match role {
+            Role::Seaway => has_main_key(root)?,
+            role => role == Role::Bridge,
+        },
     })
 }
 
-/// Options of the reference bridge plugin that we do not have: silence would be worse than an error.
-fn refuse_what_is_not_done(root: &Field<'_>) -> Result<(), Error> {
-    let masquerade = root.get("ipMasq")?;
-    if masquerade.flag(false)? {
-        return Err(masquerade.unsupported(
-            "masquerading is done for the whole node by the overlay daemon, not per pod",
-        ));
+/// Name servers: the runtime's (`runtimeConfig.dns`, whose keys are others), else the network's.
+fn parse_dns(root: &Field<'_>) -> Result<Dns, Error> {
+    let wished = root.get("runtimeConfig")?.get("dns")?;
+    if wished.is_set() {
+        return Ok(Dns {
+            nameservers: wished.get("servers")?.texts()?,
+            search: wished.get("searches")?.texts()?,
+            options: wished.get("options")?.texts()?,
+            domain: String::new(),
+        });
     }
-    for key in ["macspoofchk", "disableContainerInterface", "enabledad"] {
-        let field = root.get(key)?;
-        if field.flag(false)? {
-            return Err(field.unsupported("is not done by this plugin"));
-        }
-    }
-    let vlan = root.get("vlan")?;
-    if vlan.number()?.unwrap_or(0) != 0 {
-        return Err(vlan.unsupported("VLANs are not done by this plugin"));
-    }
-    let trunk = root.get("vlanTrunk")?;
-    if !trunk.list()?.is_empty() {
-        return Err(trunk.unsupported("VLANs are not done by this plugin"));
-    }
-    Ok(())
+    let dns = root.get("dns")?;
+    Ok(Dns {
+        nameservers: dns.get("nameservers")?.texts()?,
+        domain: dns.get("domain")?.text()?.unwrap_or_default().to_owned(),
+        search: dns.get("search")?.texts()?,
+        options: dns.get("options")?.texts()?,
+    })
 }
 
-fn parse_bridge(root: &Field<'_>) -> Result<BridgeConf, Error> {
+fn has_main_key(root: &Field<'_>) -> Result<bool, Error> {
+    for key in MAIN_KEYS {
+        if root.get(key)?.is_set() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn parse_bridge(root: &Field<'_>, role: Role) -> Result<BridgeConf, Error> {
     let name = root.get("bridge")?;
-    let name_text = name.text()?.unwrap_or(BRIDGE_DEFAULT);
+    let name_text = name
+        .text()?
+        .filter(|t| !t.is_empty())
+        .unwrap_or(BRIDGE_DEFAULT);
     if let Some(why) = wrong_ifname(name_text) {
         return Err(name.invalid(why));
     }
@@ -113,155 +148,86 @@ fn parse_bridge(root: &Field<'_>) -> Result<BridgeConf, Error> {
     if mtu_number.is_some_and(|n| !(MTU_MIN..=MTU_MAX).contains(&n)) {
         return Err(mtu.invalid(format_args!("must be from {MTU_MIN} to {MTU_MAX}")));
     }
+    // Under its own name the plugin is a pod network as it stands; the reference does nothing
+    // that it is not told.
+    let own = role == Role::Seaway;
     let promisc = root.get("promiscMode")?;
     let promisc_on = promisc.flag(false)?;
-    let hairpin = root.get("hairpinMode")?.flag(!promisc_on)?;
+    let hairpin = root.get("hairpinMode")?.flag(own && !promisc_on)?;
     if hairpin && promisc_on {
         return Err(promisc.invalid("cannot be set together with hairpinMode"));
     }
-    let default_route = root
-        .get("isDefaultGateway")?
-        .flag(root.get("isGateway")?.flag(true)?)?;
-    let gateway = root.get("isGateway")?.flag(true)? || default_route;
+    let is_gateway = root.get("isGateway")?.flag(own)?;
+    let default_route = root.get("isDefaultGateway")?.flag(own && is_gateway)?;
     Ok(BridgeConf {
         name: name_text.to_owned(),
         mtu: mtu_number,
-        gateway,
+        gateway: is_gateway || default_route,
         default_route,
         force_address: root.get("forceAddress")?.flag(false)?,
         hairpin,
         promisc: promisc_on,
         isolated: root.get("portIsolation")?.flag(false)?,
+        check_mac: root.get("macspoofchk")?.flag(false)?,
+        detect_duplicates: root.get("enabledad")?.flag(false)?,
+        container_interface: !root.get("disableContainerInterface")?.flag(false)?,
+        vlans: parse_vlans(root)?,
     })
 }
 
-fn parse_ipam(root: &Field<'_>) -> Result<Option<IpamConf>, Error> {
-    let ipam = root.get("ipam")?;
-    if ipam.object()?.is_none_or(serde_json::Map::is_empty) {
+fn parse_vlans(root: &Field<'_>) -> Result<Option<Vlans>, Error> {
+    let vlan = root.get("vlan")?;
+    let id = match vlan.number()?.unwrap_or(0) {
+        0 => None,
+        number => Some(vlan_id(&vlan, number)?),
+    };
+    let mut trunk = Vec::new();
+    for item in root.get("vlanTrunk")?.list()? {
+        let field = |key: &str| -> Result<Option<u16>, Error> {
+            let field = item.get(key)?;
+            field
+                .number()?
+                .map(|number| vlan_id(&field, number))
+                .transpose()
+        };
+        let mut put = |first, last| {
+            trunk.push(PortVlan {
+                first,
+                last,
+                untagged: false,
+            });
+        };
+        let single = field("id")?;
+        match (field("minID")?, field("maxID")?) {
+            (None, None) if single.is_none() => return Err(item.invalid("names no VLAN")),
+            (None, None) => {}
+            (Some(first), Some(last)) if first <= last => put(first, last),
+            (Some(_), Some(_)) => {
+                return Err(item.get("minID")?.invalid("is larger than maxID"));
+            }
+            (Some(_), None) => return Err(item.get("maxID")?.invalid("must be set as minID is")),
+            (None, Some(_)) => return Err(item.get("minID")?.invalid("must be set as maxID is")),
+        }
+        if let Some(id) = single {
+            put(id, id);
+        }
+    }
+    trunk.sort();
+    trunk.dedup();
+    if id.is_none() && trunk.is_empty() {
         return Ok(None);
     }
-    let kind = ipam.get("type")?;
-    match kind.text()?.unwrap_or_default() {
-        // The files are host-local's, so its name means the same.
-        "seaway" | "host-local" => {}
-        "" => return Err(kind.invalid("must be set")),
-        other => {
-            let why = format_args!("{other:?} is not built in; \"seaway\" and \"host-local\" are");
-            return Err(kind.unsupported(why));
-        }
-    }
-    ipam.only(&[
-        "type",
-        "ranges",
-        "routes",
-        "dataDir",
-        "resolvConf",
-        "name",
-        "subnet",
-        "rangeStart",
-        "rangeEnd",
-        "gateway",
-    ])?;
-    let mut sets = Vec::new();
-    let ranges = ipam.get("ranges")?;
-    for list in [root.get("runtimeConfig")?.get("ipRanges")?, ranges.clone()] {
-        for set in list.list()? {
-            let found = set
-                .list()?
-                .iter()
-                .map(parse_range)
-                .collect::<Result<Vec<_>, _>>()?;
-            sets.push(RangeSet::new(found).map_err(|why| set.invalid(why))?);
-        }
-    }
-    // The older form with one range on the level of ipam itself.
-    if ipam.get("subnet")?.is_set() {
-        let set = RangeSet::new(vec![parse_range(&ipam)?]).map_err(|why| ipam.invalid(why))?;
-        sets.insert(0, set);
-    }
-    if sets.is_empty() {
-        return Err(ranges.invalid("must name at least one range"));
-    }
-    if let Some((a, b)) = RangeSet::overlap(&sets) {
-        return Err(ranges.invalid(format_args!("{a} and {b} overlap")));
-    }
-    let data_dir = ipam.get("dataDir")?;
-    let data_dir_text = data_dir
-        .text()?
-        .filter(|t| !t.is_empty())
-        .unwrap_or(DATA_DIR_DEFAULT);
-    if !data_dir_text.starts_with('/') {
-        return Err(data_dir.invalid("must be an absolute path"));
-    }
-    let routes = ipam
-        .get("routes")?
-        .list()?
-        .iter()
-        .map(parse_route)
-        .collect::<Result<_, _>>()?;
-    let resolv_conf = ipam
-        .get("resolvConf")?
-        .text()?
-        .filter(|t| !t.is_empty())
-        .map(PathBuf::from);
-    Ok(Some(IpamConf {
-        data_dir: data_dir_text.into(),
-        sets,
-        routes,
-        resolv_conf,
+    Ok(Some(Vlans {
+        id,
+        trunk,
+        preserve_default: root.get("preserveDefaultVlan")?.flag(true)?,
     }))
 }
 
-fn parse_range(field: &Field<'_>) -> Result<Range, Error> {
-    let subnet = field.get("subnet")?;
-    let Some(net) = subnet.network()? else {
-        return Err(subnet.invalid("must be set"));
-    };
-    if net.ip() != net.network() {
-        let right = format!("{}/{}", net.network(), net.prefix());
-        return Err(subnet.invalid(format_args!(
-            "has bits of a host set; the network is {right}"
-        )));
+fn vlan_id(field: &Field<'_>, number: u32) -> Result<u16, Error> {
+    let id = u16::try_from(number).ok();
+    match id.filter(|_| (1..=VLAN_MAX).contains(&number)) {
+        Some(id) => Ok(id),
+        None => Err(field.invalid(format_args!("must be from 1 to {VLAN_MAX}, not {number}"))),
     }
-    let Some((first, last)) = reach(net) else {
-        return Err(subnet.invalid("is too small to hold a gateway and a pod"));
-    };
-    let address = |key: &str, default: IpAddr| -> Result<IpAddr, Error> {
-        let field = field.get(key)?;
-        let address = field.parsed("an IP address")?.unwrap_or(default);
-        if net.contains(address) {
-            return Ok(address);
-        }
-        Err(field.invalid(format_args!("{address} is not in {net}")))
-    };
-    let range = Range {
-        subnet: net,
-        start: address("rangeStart", first)?,
-        end: address("rangeEnd", last)?,
-        gateway: address("gateway", first)?,
-    };
-    if range.start > range.end {
-        let why = format_args!("{} comes after rangeEnd {}", range.start, range.end);
-        return Err(field.get("rangeStart")?.invalid(why));
-    }
-    Ok(range)
-}
-
-fn parse_route(field: &Field<'_>) -> Result<Route, Error> {
-    let dst = field.get("dst")?;
-    let Some(net) = dst.network()? else {
-        return Err(dst.invalid("must be set"));
-    };
-    let gateway = field.get("gw")?;
-    let gw = gateway.parsed::<IpAddr>("an IP address")?;
-    if gw.is_some_and(|gw| gw.is_ipv4() != net.is_ipv4()) {
-        return Err(gateway.invalid("is not of the destination's family"));
-    }
-    Ok(Route {
-        dst: net,
-        gw,
-        mtu: field.get("mtu")?.number()?,
-        priority: field.get("priority")?.number()?,
-        table: field.get("table")?.number()?,
-    })
 }

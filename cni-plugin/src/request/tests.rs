@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use serde_json::json;
 
+use std::net::IpAddr;
+
 use super::*;
 
 /// Variables of an ordinary ADD, with changes.
@@ -48,11 +50,7 @@ fn merge(into: &mut Value, changes: Value) {
 
 fn parse(command: Command, vars: &[(&str, &str)], conf: &Value) -> Result<Request, Error> {
     let env = env(vars);
-    Request::parse(
-        command,
-        &|name| env.get(name).cloned(),
-        conf.to_string().as_bytes(),
-    )
+    Request::parse(Role::Seaway, command, &|name| env.get(name).cloned(), conf)
 }
 
 #[track_caller]
@@ -77,6 +75,10 @@ fn defaults() {
             hairpin: true,
             promisc: false,
             isolated: false,
+            check_mac: false,
+            detect_duplicates: false,
+            container_interface: true,
+            vlans: None,
         }
     "#]]
     .assert_debug_eq(&request.net.bridge);
@@ -101,21 +103,13 @@ const UNSUPPORTED: ErrorCode = ErrorCode::UNSUPPORTED_FIELD;
 
 #[test]
 fn fields_that_are_wrong_are_named() {
-    let versions = "is not one of 0.3.1, 0.4.0, 1.0.0, 1.1.0";
-    let (none, old) = (
-        format!("cniVersion: CNI version \"\" {versions}"),
-        format!("cniVersion: CNI version \"0.2.0\" {versions}"),
-    );
+    let versions = "is not one of 0.1.0, 0.2.0, 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0";
+    let new = format!("cniVersion: CNI version \"2.0.0\" {versions}");
     check(&[
         (
-            json!({"cniVersion": null}),
+            json!({"cniVersion": "2.0.0"}),
             ErrorCode::INCOMPATIBLE_VERSION,
-            &none,
-        ),
-        (
-            json!({"cniVersion": "0.2.0"}),
-            ErrorCode::INCOMPATIBLE_VERSION,
-            &old,
+            &new,
         ),
         (json!({"name": null}), CONFIG, IDENTIFIER),
         (json!({"name": "../x"}), CONFIG, IDENTIFIER),
@@ -151,19 +145,34 @@ fn fields_that_are_wrong_are_named() {
             "hairpin: no such field",
         ),
         (
-            json!({"ipMasq": true}),
-            UNSUPPORTED,
-            "ipMasq: masquerading is done for the whole node by the overlay daemon, not per pod",
+            json!({"ipMasqBackend": "pf"}),
+            CONFIG,
+            "ipMasqBackend: \"pf\" is neither nftables nor iptables",
         ),
         (
-            json!({"vlan": 5}),
-            UNSUPPORTED,
-            "vlan: VLANs are not done by this plugin",
+            json!({"vlan": 4095}),
+            CONFIG,
+            "vlan: must be from 1 to 4094, not 4095",
         ),
         (
-            json!({"macspoofchk": true}),
-            UNSUPPORTED,
-            "macspoofchk: is not done by this plugin",
+            json!({"vlanTrunk": [{"id": 3}, {"minID": 9, "maxID": 8}]}),
+            CONFIG,
+            "vlanTrunk[1].minID: is larger than maxID",
+        ),
+        (
+            json!({"vlanTrunk": [{"minID": 9}]}),
+            CONFIG,
+            "vlanTrunk[0].maxID: must be set as minID is",
+        ),
+        (
+            json!({"vlanTrunk": [{}]}),
+            CONFIG,
+            "vlanTrunk[0]: names no VLAN",
+        ),
+        (
+            json!({"disableContainerInterface": true}),
+            CONFIG,
+            "disableContainerInterface: cannot be set together with ipam",
         ),
         (
             json!({"runtimeConfig": {"mac": "01:00:5e:00:00:01"}}),
@@ -187,9 +196,9 @@ fn fields_that_are_wrong_are_named() {
 fn fields_of_ipam_that_are_wrong_are_named() {
     check(&[
         (
-            json!({"ipam": {"type": "dhcp"}}),
-            UNSUPPORTED,
-            "ipam.type: \"dhcp\" is not built in; \"seaway\" and \"host-local\" are",
+            json!({"ipam": {"type": "../dhcp"}}),
+            CONFIG,
+            "ipam.type: \"../dhcp\" is no name of a program",
         ),
         (
             json!({"ipam": {"type": null}}),
@@ -366,6 +375,81 @@ fn the_later_place_of_a_wish_counts_more() {
 }
 
 #[test]
+fn the_runtimes_name_servers_count_more() {
+    let dns = |changes: Value| parse(Command::Add, &[], &conf(changes)).unwrap().net.dns;
+    let own = json!({"dns": {"nameservers": ["10.96.0.10"], "domain": "a"}});
+    assert_eq!(dns(own.clone()).nameservers, ["10.96.0.10"]);
+    let mut both = own;
+    both["runtimeConfig"] = json!({"dns": {"servers": ["10.0.0.1"], "searches": ["a.b"]}});
+    let wished = dns(both);
+    assert_eq!(
+        (wished.nameservers, wished.search),
+        (vec!["10.0.0.1".to_owned()], vec!["a.b".to_owned()])
+    );
+    assert_eq!(wished.domain, "");
+}
+
+#[test]
+fn ports_and_rates_that_are_wrong_are_named() {
+    let row = |runtime: Value| json!({"runtimeConfig": runtime});
+    let ports = |mapping: Value| row(json!({"portMappings": mapping}));
+    check(&[
+        (
+            ports(json!([{"hostPort": 0, "containerPort": 1}])),
+            CONFIG,
+            "runtimeConfig.portMappings[0].hostPort: must be from 1 to 65535, not 0",
+        ),
+        (
+            ports(json!([{"hostPort": 1, "containerPort": 65536}])),
+            CONFIG,
+            "runtimeConfig.portMappings[0].containerPort: must be from 1 to 65535, not 65536",
+        ),
+        (
+            ports(json!([{"hostPort": 1, "containerPort": 1, "protocol": "icmp"}])),
+            CONFIG,
+            "runtimeConfig.portMappings[0].protocol: \"icmp\" is none of tcp, udp, sctp",
+        ),
+        (
+            ports(json!([{"hostPort": 1, "containerPort": 1, "hostIP": "x"}])),
+            CONFIG,
+            "runtimeConfig.portMappings[0].hostIP: \"x\" is not an IP address",
+        ),
+        (
+            ports(
+                json!([{"hostPort": 1, "containerPort": 1}, {"hostPort": 1, "containerPort": 2}]),
+            ),
+            CONFIG,
+            "runtimeConfig.portMappings: host port 1/tcp leads to two ports",
+        ),
+        (
+            json!({"conditionsV4": ["!", "-d", "192.0.2.0/24"],
+                   "runtimeConfig": {"portMappings": [{"hostPort": 1, "containerPort": 1}]}}),
+            UNSUPPORTED,
+            "conditionsV4: needs backend \"iptables\"",
+        ),
+        (
+            json!({"markMasqBit": 32}),
+            CONFIG,
+            "markMasqBit: must be from 0 to 31",
+        ),
+        (
+            row(json!({"bandwidth": {"ingressRate": 8}})),
+            CONFIG,
+            "runtimeConfig.bandwidth.ingressBurst: must be set as the rate is",
+        ),
+        (
+            row(json!({"bandwidth": {"egressRate": 8, "egressBurst": 34_359_738_368u64}})),
+            CONFIG,
+            "runtimeConfig.bandwidth.egressBurst: must be less than 4 GiB",
+        ),
+    ]);
+    // What a runtime says that has no limits.
+    let none = row(json!({"bandwidth": {"ingressRate": 0, "ingressBurst": 0}}));
+    let net = parse(Command::Add, &[], &conf(none)).unwrap().net;
+    assert!(net.shaping.is_empty());
+}
+
+#[test]
 fn each_verb_takes_what_it_needs() {
     // DEL has neither a namespace nor a previous result to rely on.
     let request = parse(Command::Del, &[("CNI_NETNS", "")], &conf(json!({}))).unwrap();
@@ -389,7 +473,13 @@ fn each_verb_takes_what_it_needs() {
     );
     let early = conf(json!({"cniVersion": "0.3.1", "prevResult": {}}));
     let msg = "cniVersion: Check needs at least version 0.4.0, this is 0.3.1";
-    refused(Command::Check, &[], &early, invalid, msg);
+    refused(
+        Command::Check,
+        &[],
+        &early,
+        ErrorCode::INCOMPATIBLE_VERSION,
+        msg,
+    );
     let msg = "cni.dev/valid-attachments: GC needs the list of attachments to keep";
     refused(Command::Gc, &[], &conf(json!({})), invalid, msg);
     let list = json!({VALID_ATTACHMENTS: [{"containerID": "a", "ifname": "eth0"}]});
@@ -406,14 +496,14 @@ fn each_verb_takes_what_it_needs() {
 
 #[test]
 fn input_that_is_not_json_is_said_to_be() {
-    let error = Request::parse(Command::Add, &|_| None, b"{\"a\"").unwrap_err();
+    let error = parse_input(b"{\"a\"").unwrap_err();
     assert_eq!(error.code, ErrorCode::DECODE);
     assert!(
         error
             .msg
             .starts_with("the configuration on standard input is not JSON: ")
     );
-    let error = Request::parse(Command::Add, &|_| None, b"[]").unwrap_err();
+    let error = parse(Command::Add, &[], &json!([])).unwrap_err();
     assert_eq!(error.msg, "the configuration: must be an object, not []");
 }
 

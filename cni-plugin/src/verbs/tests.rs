@@ -5,26 +5,60 @@ use std::path::Path;
 use linux::fake::{Failing, FakeHost, FakeKernel};
 use serde_json::json;
 
+use std::fs;
+
+use api::cni::Attachment;
+
 use super::*;
-use crate::request::{Request, Verb};
+use crate::firewall::fake::FakeFirewall;
+use crate::lease_store::LeaseStore;
 
 /// A node and a pod in memory, leases in a directory of their own.
 struct Lab {
     kernel: FakeKernel,
     node: FakeHost,
     pod: FakeHost,
+    firewall: FakeFirewall,
     dir: tempfile::TempDir,
+    /// What the configuration says besides.
+    options: Value,
+}
+
+/// Everything that a pod can have.
+fn everything() -> Value {
+    json!({
+        "ipMasq": true, "macspoofchk": true, "vlan": 5, "vlanTrunk": [{"id": 7}],
+        "runtimeConfig": {
+            "portMappings": [{"hostPort": 53, "containerPort": 53, "protocol": "udp"}],
+            "bandwidth": {"ingressRate": 8000, "ingressBurst": 8000,
+                          "egressRate": 8000, "egressBurst": 8000}
+        }
+    })
+}
+
+/// No plugin is called that would want to know more.
+fn call(conf: &Value) -> Call<'_> {
+    Call {
+        env: &|_| None,
+        conf,
+    }
 }
 
 impl Lab {
     fn new() -> Self {
+        Self::with(json!({}))
+    }
+
+    fn with(options: Value) -> Self {
         let kernel = FakeKernel::new();
         let (node, pod) = (kernel.add_netns(), kernel.add_netns());
         Self {
+            firewall: FakeFirewall::new(&kernel),
             kernel,
             node,
             pod,
             dir: tempfile::tempdir().unwrap(),
+            options,
         }
     }
 
@@ -45,11 +79,11 @@ impl Lab {
             "CNI_IFNAME" => Some("eth0".to_owned()),
             _ => None,
         };
-        Request::parse(command, &env, conf.to_string().as_bytes()).unwrap()
+        Request::parse(Role::Seaway, command, &env, &conf).unwrap()
     }
 
     fn add(&self) -> Result<AddResult, Error> {
-        let request = self.request(Command::Add, "c1", &json!({}));
+        let request = self.request(Command::Add, "c1", &self.options);
         let Verb::Add(pod) = request.verb else {
             panic!("not ADD")
         };
@@ -58,16 +92,25 @@ impl Lab {
             &pod,
             &mut self.node.clone(),
             &mut self.pod.clone(),
+            &mut self.firewall.clone(),
+            call(&Value::Null),
         )
     }
 
     fn del(&self, with_pod: bool) -> Result<(), Error> {
-        let request = self.request(Command::Del, "c1", &json!({}));
+        let request = self.request(Command::Del, "c1", &self.options);
         let Verb::Del { owner, .. } = request.verb else {
             panic!("not DEL")
         };
         let inside = with_pod.then(|| self.pod.clone());
-        del(&request.net, &owner, &mut self.node.clone(), inside)
+        del(
+            &request.net,
+            &owner,
+            &mut self.node.clone(),
+            inside,
+            &mut self.firewall.clone(),
+            call(&Value::Null),
+        )
     }
 
     /// Leases in the directory.
@@ -84,12 +127,27 @@ impl Lab {
         let mut lines = Vec::new();
         let mut bridge = false;
         for line in dump.lines() {
-            bridge = line.starts_with("  link cni0 ") || bridge && line.starts_with("    ");
+            let of_node = |name: &str| line.starts_with(&format!("  link {name}"));
+            bridge = of_node("cni0") || of_node("vg") || bridge && line.starts_with("    ");
             if !bridge && !line.contains("sysctl") {
                 lines.push(line);
             }
         }
-        lines.join("\n")
+        lines.join("\n") + &self.firewall.dump().join("\n")
+    }
+
+    /// Everything of pods is forgotten but what is listed.
+    fn gc(&self, valid: &[Attachment]) {
+        let net = self.request(Command::Del, "c1", &self.options).net;
+        let firewall = &mut self.firewall.clone();
+        gc(
+            &net,
+            valid,
+            &mut self.node.clone(),
+            firewall,
+            call(&Value::Null),
+        )
+        .unwrap();
     }
 }
 
@@ -141,45 +199,62 @@ fn add_then_del_leaves_only_the_bridge() {
 
 #[test]
 fn every_change_of_add_may_fail() {
-    let count = {
-        let lab = Lab::new();
-        lab.add().unwrap();
-        lab.kernel.changes()
-    };
-    assert!(count > 10, "{count} changes");
-    for n in 1..=count {
-        let lab = Lab::new();
-        let start = lab.pods();
-        lab.kernel.fail(Failing::Once(n));
-        let error = lab.add().unwrap_err();
-        assert_eq!(error.code, ErrorCode::KERNEL);
-        assert!(error.msg.ends_with("(injected failure)"), "{error}");
-        assert_eq!(lab.leases(), 0, "change {n}");
-        assert_eq!(lab.pods(), start, "change {n}");
-        // And it works when it is tried again.
-        lab.add().unwrap();
+    for options in [json!({}), everything()] {
+        let count = {
+            let lab = Lab::with(options.clone());
+            lab.add().unwrap();
+            lab.kernel.changes()
+        };
+        assert!(count > 10, "{count} changes");
+        for n in 1..=count {
+            let lab = Lab::with(options.clone());
+            let start = lab.pods();
+            lab.kernel.fail(Failing::Once(n));
+            let error = lab.add().unwrap_err();
+            assert_eq!(error.code, ErrorCode::KERNEL);
+            assert!(error.msg.ends_with("(injected failure)"), "{error}");
+            assert_eq!(lab.leases(), 0, "change {n}");
+            assert_eq!(lab.pods(), start, "change {n}");
+            // And it works when it is tried again.
+            lab.add().unwrap();
+        }
     }
 }
 
 #[test]
 fn add_may_be_killed_before_every_change() {
-    for with_pod in [true, false] {
-        for n in 1.. {
-            let lab = Lab::new();
-            let start = lab.pods();
-            lab.kernel.fail(Failing::From(n));
-            let done = lab.add().is_ok();
-            lab.kernel.fail(Failing::Never);
-            lab.del(with_pod).unwrap();
-            assert_eq!(lab.leases(), 0, "change {n}");
-            let after = lab.pods().replace(
-                "netns 1\n  link lo mtu 65536 up",
-                "netns 1\n  link lo mtu 65536 down",
-            );
-            assert_eq!(after, start, "change {n}");
-            lab.add().unwrap();
-            if done {
-                break;
+    enum Way {
+        Del { with_pod: bool },
+        Gc,
+    }
+    for options in [json!({}), everything()] {
+        for way in [
+            Way::Del { with_pod: true },
+            Way::Del { with_pod: false },
+            Way::Gc,
+        ] {
+            for n in 1.. {
+                let lab = Lab::with(options.clone());
+                let start = lab.pods();
+                lab.kernel.fail(Failing::From(n));
+                let done = lab.add().is_ok();
+                lab.kernel.fail(Failing::Never);
+                for _twice in 0..2 {
+                    match way {
+                        Way::Del { with_pod } => lab.del(with_pod).unwrap(),
+                        Way::Gc => lab.gc(&[]),
+                    }
+                }
+                assert_eq!(lab.leases(), 0, "change {n}");
+                let after = lab.pods().replace(
+                    "netns 1\n  link lo mtu 65536 up",
+                    "netns 1\n  link lo mtu 65536 down",
+                );
+                assert_eq!(after, start, "change {n}");
+                lab.add().unwrap();
+                if done {
+                    break;
+                }
             }
         }
     }
@@ -231,9 +306,20 @@ fn gc_removes_all_that_is_not_listed() {
         container_id: "c1".into(),
         ifname: "eth0".into(),
     };
-    gc(&net, &[c1, other.clone()], &mut lab.node.clone()).unwrap();
+    let collect = |valid: &[Attachment]| {
+        let firewall = &mut lab.firewall.clone();
+        gc(
+            &net,
+            valid,
+            &mut lab.node.clone(),
+            firewall,
+            call(&Value::Null),
+        )
+        .unwrap();
+    };
+    collect(&[c1, other.clone()]);
     assert_eq!(lab.leases(), 2);
-    gc(&net, &[other], &mut lab.node.clone()).unwrap();
+    collect(&[other]);
     assert_eq!(lab.leases(), 0);
     assert!(!lab.kernel.dump().contains("veth"));
 }
@@ -253,13 +339,19 @@ fn a_full_pool_says_so_and_status_too() {
             &wanted,
             &mut lab.node.clone(),
             &mut pod.clone(),
+            &mut lab.firewall.clone(),
+            call(&Value::Null),
         )
     };
     attach("c1", &lab.pod).unwrap();
     let error = attach("c2", &lab.kernel.add_netns()).unwrap_err();
     assert_eq!(error.code, ErrorCode::ADDRESS);
     assert_eq!(error.msg, "IP pool 10.1.0.0/29 full: 1 of 1");
-    let error = status(&lab.request(Command::Status, "x", &ipam).net).unwrap_err();
+    let error = status(
+        &lab.request(Command::Status, "x", &ipam).net,
+        call(&Value::Null),
+    )
+    .unwrap_err();
     assert_eq!(error.code, ErrorCode::NOT_AVAILABLE);
     assert_eq!(error.msg, "IP pool 10.1.0.0/29 full: 1 of 1");
 }
@@ -273,31 +365,43 @@ fn a_resolver_configuration_becomes_dns() {
         json!({"ipam": {"type": "seaway", "dataDir": lab.dir.path(),
             "ranges": [[{"subnet": "10.1.0.0/24"}]], "resolvConf": file}})
     };
-    assert_eq!(
-        dns(&lab.request(Command::Add, "c1", &ipam(&file)).net)
-            .unwrap()
-            .nameservers,
-        ["10.96.0.10"]
-    );
-    let error = dns(&lab
-        .request(Command::Add, "c1", &ipam(Path::new("/no/such")))
-        .net)
-    .unwrap_err();
+    let attach = |file: &Path| {
+        let request = lab.request(Command::Add, "c1", &ipam(file));
+        let Verb::Add(pod) = request.verb else {
+            panic!("not ADD")
+        };
+        let (node, inside) = (&mut lab.node.clone(), &mut lab.pod.clone());
+        let firewall = &mut lab.firewall.clone();
+        add(
+            &request.net,
+            &pod,
+            node,
+            inside,
+            firewall,
+            call(&Value::Null),
+        )
+    };
+    let error = attach(Path::new("/no/such")).unwrap_err();
     assert_eq!(error.code, ErrorCode::IO);
     assert!(
         error.msg.starts_with("ipam.resolvConf: read /no/such: "),
         "{error}"
     );
+    assert_eq!(attach(&file).unwrap().dns.nameservers, ["10.96.0.10"]);
 }
 
 #[test]
 fn version_needs_no_network() {
     let env = |name: &str| (name == "CNI_COMMAND").then(|| "VERSION".to_owned());
-    let answer = run(&env, br#"{"cniVersion": "0.4.0"}"#).unwrap().unwrap();
-    let versions = json!(["0.3.1", "0.4.0", "1.0.0", "1.1.0"]);
+    let answer = run("seaway-cni", &env, br#"{"cniVersion": "0.4.0"}"#)
+        .unwrap()
+        .unwrap();
+    let versions = json!([
+        "0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"
+    ]);
     assert_eq!(
         answer,
         json!({"cniVersion": "0.4.0", "supportedVersions": versions})
     );
-    assert_eq!(run(&env, b"").unwrap().unwrap()["cniVersion"], "1.1.0");
+    assert_eq!(run("x", &env, b"").unwrap().unwrap()["cniVersion"], "1.1.0");
 }

@@ -7,8 +7,11 @@
     reason = "a failed test panics, a skipped one says so"
 )]
 
+mod compare;
 mod interop;
 mod kill;
 mod lab;
+mod options;
+mod ports;
 mod traffic;
 mod verbs;

@@ -263,9 +263,11 @@ impl Watchdog {
 
 /// Finds `program` on `$PATH`.
 pub fn which(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    let dirs = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
-    dirs.map(|dir| dir.join(program))
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let usual = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from);
+    let dirs: Vec<PathBuf> = std::env::split_paths(&path).chain(usual).collect();
+    dirs.into_iter()
+        .map(|dir| dir.join(program))
         .find(|file| file.is_file())
 }
 

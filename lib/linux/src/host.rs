@@ -10,10 +10,13 @@ use ipnetwork::IpNetwork;
 use crate::addr::Addr;
 use crate::error::Result;
 use crate::fdb::FdbEntry;
+use crate::link::PortVlan;
 use crate::link::{Link, LinkChange, NewBridge, NewVeth, NewVxlan};
+use crate::mac::Mac;
 use crate::neigh::Neigh;
 use crate::netns::NsRef;
 use crate::route::{Route, RouteFilter};
+use crate::shape::TokenBucket;
 use crate::wireguard;
 
 /// One network namespace. Every function is one request to the kernel, or one list.
@@ -93,6 +96,42 @@ pub trait Host {
     /// # Errors
     /// A far end does not take it.
     fn set_peer_mtu(&mut self, veths: &[Link], mtu: u32) -> Result<BTreeSet<u32>>;
+
+    /// Makes an `ifb` device, down: what is sent into it comes in by it.
+    ///
+    /// # Errors
+    /// The name is taken (`is_exists`).
+    fn add_ifb(&mut self, name: &str, mac: Mac, mtu: u32) -> Result<()>;
+
+    /// Limits what leaves a link, replacing what was there.
+    ///
+    /// # Errors
+    /// No such link.
+    fn set_token_bucket(&mut self, link: &str, bucket: TokenBucket) -> Result<()>;
+
+    /// The limit on what leaves a link.
+    ///
+    /// # Errors
+    /// No such link.
+    fn token_bucket(&mut self, link: &str) -> Result<Option<TokenBucket>>;
+
+    /// Sends all that comes in by a link through another one first.
+    ///
+    /// # Errors
+    /// No such link, or what comes in by it is sent elsewhere already (`is_exists`).
+    fn add_detour(&mut self, link: &str, through: &str) -> Result<()>;
+
+    /// Lets a bridge port, or the bridge itself, take part in VLANs.
+    ///
+    /// # Errors
+    /// No such port, or bridges of this kernel know no VLANs (EOPNOTSUPP).
+    fn add_port_vlan(&mut self, link: &str, vlan: PortVlan) -> Result<()>;
+
+    /// Takes a bridge port out of VLANs.
+    ///
+    /// # Errors
+    /// As [`Host::add_port_vlan`].
+    fn del_port_vlan(&mut self, link: &str, vlan: PortVlan) -> Result<()>;
 
     /// Deletes a link; a veth takes its peer with it.
     ///

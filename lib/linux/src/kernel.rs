@@ -14,11 +14,13 @@ use crate::ethtool;
 use crate::far_end;
 use crate::fdb::{self, FdbEntry};
 use crate::host::Host;
-use crate::link::{self, Link, LinkChange, NewBridge, NewVeth, NewVxlan};
+use crate::link::{self, Link, LinkChange, NewBridge, NewVeth, NewVxlan, PortVlan};
+use crate::mac::Mac;
 use crate::neigh::{self, Neigh};
 use crate::netlink::Netlink;
 use crate::netns::{NetNs, NsRef};
 use crate::route::{self, Kind, Route, RouteFilter};
+use crate::shape::{self, TokenBucket};
 use crate::sysctl;
 use crate::wireguard::{self, WireGuard};
 
@@ -245,6 +247,15 @@ impl Kernel {
         }
     }
 
+    fn change_port_vlan(&mut self, link: &str, vlan: PortVlan, add: bool) -> Result<()> {
+        let seen = self.link(link)?;
+        let on_bridge = seen.is_some_and(|l| l.kind.as_deref() == Some("bridge"));
+        self.with_index(link, |netlink, index| {
+            let (title, message) = link::port_vlan_change(link, index, vlan, on_bridge, add);
+            netlink.change(format_args!("{title}"), message, 0)
+        })
+    }
+
     fn change_fdb(&mut self, verb: &str, link: &str, entry: &FdbEntry, flags: u16) -> Result<()> {
         self.with_index(link, |netlink, index| {
             let message = M::NewNeighbour(fdb::message(index, entry));
@@ -358,6 +369,40 @@ impl Host for Kernel {
 
     fn set_peer_mtu(&mut self, veths: &[Link], mtu: u32) -> Result<BTreeSet<u32>> {
         far_end::set_mtu(&mut self.netlink, veths, mtu)
+    }
+
+    fn add_ifb(&mut self, name: &str, mac: Mac, mtu: u32) -> Result<()> {
+        let message = M::NewLink(shape::create_ifb(name, mac, mtu));
+        let op = format_args!("make ifb {name}");
+        self.netlink.change(op, message, NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    fn set_token_bucket(&mut self, link: &str, bucket: TokenBucket) -> Result<()> {
+        self.with_index(link, |netlink, index| {
+            shape::set_token_bucket(netlink, link, index, bucket)
+        })
+    }
+
+    fn token_bucket(&mut self, link: &str) -> Result<Option<TokenBucket>> {
+        self.with_index(link, |netlink, index| {
+            shape::find_token_bucket(netlink, link, index)
+        })
+    }
+
+    fn add_detour(&mut self, link: &str, through: &str) -> Result<()> {
+        let to = self.index(through)?;
+        let title = format!("send what comes in by {link} through {through}");
+        self.with_index(link, |netlink, index| {
+            shape::add_detour(netlink, &title, index, to)
+        })
+    }
+
+    fn add_port_vlan(&mut self, link: &str, vlan: PortVlan) -> Result<()> {
+        self.change_port_vlan(link, vlan, true)
+    }
+
+    fn del_port_vlan(&mut self, link: &str, vlan: PortVlan) -> Result<()> {
+        self.change_port_vlan(link, vlan, false)
     }
 
     fn delete_link(&mut self, name: &str) -> Result<()> {

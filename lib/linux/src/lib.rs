@@ -28,6 +28,7 @@ pub mod notify;
 pub mod process;
 pub mod route;
 pub mod rules_monitor;
+pub mod shape;
 pub mod sysctl;
 pub mod wireguard;
 

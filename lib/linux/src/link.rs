@@ -2,12 +2,13 @@
 
 use std::net::IpAddr;
 
-use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, BridgePortState, BridgeStpState, In6AddrGenMode, InfoBridge,
-    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, InfoVxlan,
-    LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
+    AfSpecBridge, AfSpecInet6, AfSpecUnspec, BridgePortState, BridgeStpState, BridgeVlanInfo,
+    BridgeVlanInfoFlags, In6AddrGenMode, InfoBridge, InfoBridgePort, InfoData, InfoKind,
+    InfoPortData, InfoPortKind, InfoVeth, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags,
+    LinkInfo, LinkMessage, State,
 };
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::mac::Mac;
 use crate::netns::NsRef;
@@ -46,6 +47,8 @@ pub struct Link {
     pub port: Option<Port>,
     /// What a VXLAN device is made of.
     pub vxlan: Option<Vxlan>,
+    /// A bridge on which packets stay within their VLANs.
+    pub vlan_filtering: bool,
 }
 
 /// Options and state of a bridge port.
@@ -154,6 +157,19 @@ pub struct LinkChange {
     pub isolated: Option<bool>,
     /// Whether the kernel gives the link an IPv6 link-local address when it comes up.
     pub link_local: Option<bool>,
+    /// Bridge option: packets stay within their VLANs.
+    pub vlan_filtering: Option<bool>,
+}
+
+/// VLANs that a bridge port takes part in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct PortVlan {
+    /// The first one, 1 to 4094.
+    pub first: u16,
+    /// The last one.
+    pub last: u16,
+    /// Packets without a tag that come in belong to it, and its packets go out without one.
+    pub untagged: bool,
 }
 
 impl LinkChange {
@@ -208,6 +224,9 @@ impl LinkChange {
         }
         if let Some(value) = self.link_local {
             parts.push(format!("set link-local addressing of {link} {}", on(value)));
+        }
+        if let Some(value) = self.vlan_filtering {
+            parts.push(format!("set VLAN filtering of {link} {}", on(value)));
         }
         if let Some(up) = self.up {
             parts.push(format!("set {link} {}", if up { "up" } else { "down" }));
@@ -341,6 +360,12 @@ pub(crate) fn set(index: u32, change: &LinkChange, master: Option<u32>) -> LinkM
             LinkInfo::PortData(InfoPortData::BridgePort(port)),
         ]));
     }
+    if let Some(on) = change.vlan_filtering {
+        attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Bridge),
+            LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::VlanFiltering(on)])),
+        ]));
+    }
     if let Some(on) = change.link_local {
         let mode = if on {
             In6AddrGenMode::Eui64
@@ -351,6 +376,49 @@ pub(crate) fn set(index: u32, change: &LinkChange, master: Option<u32>) -> LinkM
             vec![AfSpecInet6::AddrGenMode(mode)],
         )]));
     }
+    message
+}
+
+/// The change that puts link `name` into VLANs or takes it out, and its words for an error.
+pub(crate) fn port_vlan_change(
+    name: &str,
+    index: u32,
+    vlan: PortVlan,
+    on_bridge: bool,
+    add: bool,
+) -> (String, RouteNetlinkMessage) {
+    let message = port_vlan(index, vlan, on_bridge);
+    let PortVlan { first, last, .. } = vlan;
+    if add {
+        let title = format!("put {name} into VLANs {first} to {last}");
+        (title, RouteNetlinkMessage::SetLink(message))
+    } else {
+        let title = format!("take {name} out of VLANs {first} to {last}");
+        (title, RouteNetlinkMessage::DelLink(message))
+    }
+}
+
+/// A message about the VLANs of port `index`; with `on_bridge`, of the bridge itself.
+fn port_vlan(index: u32, vlan: PortVlan, on_bridge: bool) -> LinkMessage {
+    let mut flags = BridgeVlanInfoFlags::empty();
+    flags.set(BridgeVlanInfoFlags::Controller, on_bridge);
+    flags.set(
+        BridgeVlanInfoFlags::Pvid | BridgeVlanInfoFlags::Untagged,
+        vlan.untagged,
+    );
+    let info = |flags, vid| AfSpecBridge::VlanInfo(BridgeVlanInfo { flags, vid });
+    let infos = if vlan.first == vlan.last {
+        vec![info(flags, vlan.first)]
+    } else {
+        vec![
+            info(flags | BridgeVlanInfoFlags::RangeBegin, vlan.first),
+            info(flags | BridgeVlanInfoFlags::RangeEnd, vlan.last),
+        ]
+    };
+    let mut message = LinkMessage::default();
+    message.header.interface_family = AddressFamily::Bridge;
+    message.header.index = index;
+    message.attributes.push(LinkAttribute::AfSpecBridge(infos));
     message
 }
 
@@ -388,6 +456,9 @@ fn parse_info(link: &mut Link, infos: &[LinkInfo]) {
         match info {
             LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
             LinkInfo::Data(InfoData::Vxlan(data)) => link.vxlan = Some(parse_vxlan(data)),
+            LinkInfo::Data(InfoData::Bridge(data)) => {
+                link.vlan_filtering = data.contains(&InfoBridge::VlanFiltering(true));
+            }
             LinkInfo::PortData(InfoPortData::BridgePort(data)) => {
                 link.port = Some(parse_port(data));
             }

@@ -6,6 +6,8 @@
     reason = "this module is the home of setns and unshare"
 )]
 
+pub mod scan;
+
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};

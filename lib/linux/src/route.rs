@@ -80,6 +80,8 @@ pub struct Route {
     pub onlink: bool,
     /// Largest packet in bytes.
     pub mtu: Option<u32>,
+    /// Largest TCP segment to announce, in bytes.
+    pub advmss: Option<u32>,
 }
 
 impl Route {
@@ -97,6 +99,7 @@ impl Route {
             kind: Kind::Unicast,
             onlink: false,
             mtu: None,
+            advmss: None,
         }
     }
 
@@ -216,11 +219,12 @@ pub(crate) fn message(route: &Route, oif: Option<u32>) -> RouteMessage {
     attributes.extend(oif.map(RouteAttribute::Oif));
     attributes.extend(route.src.map(|src| RouteAttribute::PrefSource(src.into())));
     attributes.extend(route.metric.map(RouteAttribute::Priority));
-    attributes.extend(
-        route
-            .mtu
-            .map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])),
-    );
+    let mut metrics = Vec::new();
+    metrics.extend(route.mtu.map(RouteMetric::Mtu));
+    metrics.extend(route.advmss.map(RouteMetric::Advmss));
+    if !metrics.is_empty() {
+        attributes.push(RouteAttribute::Metrics(metrics));
+    }
     message
 }
 
@@ -287,6 +291,10 @@ pub fn parse(message: &RouteMessage) -> Option<(Option<u32>, Route)> {
             RouteAttribute::Metrics(metrics) => {
                 route.mtu = metrics.iter().find_map(|m| match m {
                     RouteMetric::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+                route.advmss = metrics.iter().find_map(|m| match m {
+                    RouteMetric::Advmss(advmss) => Some(*advmss),
                     _ => None,
                 });
             }

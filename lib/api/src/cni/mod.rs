@@ -1,10 +1,12 @@
 //! What the Container Network Interface says on the wire: configuration lists, results and errors of
-//! specification versions 0.3.1 to 1.1.0. <https://github.com/containernetworking/cni/blob/main/SPEC.md>
+//! specification versions 0.1.0 to 1.1.0. <https://github.com/containernetworking/cni/blob/main/SPEC.md>
 
 mod conflist;
+mod legacy;
 mod result;
 
 pub use conflist::{ConfList, ConfListError};
+pub use legacy::NoAddress;
 pub use result::{AddResult, Dns, Interface, IpConfig, Route};
 
 use std::fmt;
@@ -15,7 +17,13 @@ use serde::{Deserialize, Serialize};
 /// A version of the specification that we speak.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Version {
-    /// 0.3.1
+    /// 0.1.0: a result has at most one address of each family.
+    V0_1_0,
+    /// 0.2.0: the same, and VERSION.
+    V0_2_0,
+    /// 0.3.0: results with interfaces, and plugins in a chain.
+    V0_3_0,
+    /// 0.3.1: the same.
     V0_3_1,
     /// 0.4.0: adds CHECK.
     V0_4_0,
@@ -27,7 +35,15 @@ pub enum Version {
 
 impl Version {
     /// All versions, oldest first.
-    pub const ALL: [Self; 4] = [Self::V0_3_1, Self::V0_4_0, Self::V1_0_0, Self::V1_1_0];
+    pub const ALL: [Self; 7] = [
+        Self::V0_1_0,
+        Self::V0_2_0,
+        Self::V0_3_0,
+        Self::V0_3_1,
+        Self::V0_4_0,
+        Self::V1_0_0,
+        Self::V1_1_0,
+    ];
 
     /// The newest version.
     pub const NEWEST: Self = Self::V1_1_0;
@@ -35,6 +51,9 @@ impl Version {
     /// As it is written in `cniVersion`.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::V0_1_0 => "0.1.0",
+            Self::V0_2_0 => "0.2.0",
+            Self::V0_3_0 => "0.3.0",
             Self::V0_3_1 => "0.3.1",
             Self::V0_4_0 => "0.4.0",
             Self::V1_0_0 => "1.0.0",
@@ -51,7 +70,7 @@ impl fmt::Display for Version {
 
 /// A version that we do not speak.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("CNI version {0:?} is not one of 0.3.1, 0.4.0, 1.0.0, 1.1.0")]
+#[error("CNI version {0:?} is not one of 0.1.0, 0.2.0, 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0")]
 pub struct UnknownVersion(pub String);
 
 impl FromStr for Version {
@@ -105,6 +124,8 @@ impl ErrorCode {
     pub const ADDRESS: Self = Self(101);
     /// CHECK found something other than ADD had left.
     pub const CHECK: Self = Self(102);
+    /// A plugin that this one calls could not be found or run.
+    pub const DELEGATE: Self = Self(103);
 }
 
 /// An error as a plugin prints it on standard output.
@@ -137,7 +158,7 @@ impl Error {
 }
 
 /// One container's interface in one network: what GC lists and what a lease belongs to.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Attachment {
     /// The runtime's name for the container (the pod's sandbox).
     #[serde(rename = "containerID")]

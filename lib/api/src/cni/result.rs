@@ -23,8 +23,8 @@ pub struct AddResult {
     /// Routes that were made in the container.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<Route>,
-    /// Name servers, if the network names any.
-    #[serde(default, skip_serializing_if = "Dns::is_empty")]
+    /// Name servers, if the network names any. Always written, as the reference library does.
+    #[serde(default)]
     pub dns: Dns,
 }
 
@@ -43,6 +43,12 @@ pub struct Interface {
     /// The path of the container's network namespace; none for an interface of the host.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub sandbox: String,
+    /// The socket of a device that is driven from user space (1.1.0).
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub socket_path: String,
+    /// The device's place on the PCI bus (1.1.0).
+    #[serde(default, rename = "pciID", skip_serializing_if = "String::is_empty")]
+    pub pci_id: String,
 }
 
 /// An address that was given.
@@ -80,6 +86,12 @@ pub struct Route {
     /// Routing table (1.1.0).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub table: Option<u32>,
+    /// Largest TCP segment to announce, in bytes (1.1.0).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advmss: Option<u32>,
+    /// How far the destination is, `RT_SCOPE_*` of `linux/rtnetlink.h` (1.1.0).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<u8>,
 }
 
 /// Name servers and search domains.
@@ -107,8 +119,23 @@ impl Dns {
     }
 }
 
+impl Route {
+    /// A route without anything special.
+    pub fn to(dst: IpNetwork, gw: Option<IpAddr>) -> Self {
+        Self {
+            dst,
+            gw,
+            mtu: None,
+            priority: None,
+            table: None,
+            advmss: None,
+            scope: None,
+        }
+    }
+}
+
 impl AddResult {
-    /// The result as `version` writes it: fields that it does not know are left out, those that it
+    /// The result as `version` (0.3.0 or later) writes it: fields that it does not know are left out, those that it
     /// wants are filled in.
     #[must_use]
     pub fn in_version(mut self, version: Version) -> Self {
@@ -118,11 +145,13 @@ impl AddResult {
             ip.version = (version < Version::V1_0_0).then(|| family.to_owned());
         }
         if version < Version::V1_1_0 {
-            self.interfaces
-                .iter_mut()
-                .for_each(|interface| interface.mtu = None);
+            for interface in &mut self.interfaces {
+                interface.mtu = None;
+                interface.socket_path.clear();
+                interface.pci_id.clear();
+            }
             for route in &mut self.routes {
-                (route.mtu, route.priority, route.table) = (None, None, None);
+                *route = Route::to(route.dst, route.gw);
             }
         }
         self

@@ -43,11 +43,41 @@ fn results_are_written_as_the_version_wants() {
         );
     }
     // And back again.
-    for version in Version::ALL {
+    for version in Version::ALL.into_iter().filter(|v| *v >= Version::V0_3_0) {
         let text = json!(result().in_version(version)).to_string();
         let parsed: AddResult = serde_json::from_str(&text).unwrap();
         assert_eq!(parsed, result().in_version(version));
     }
+}
+
+#[test]
+fn old_versions_have_one_address_of_each_family() {
+    let mut many = result();
+    many.ips.push(many.ips[0].clone());
+    for version in [Version::V0_1_0, Version::V0_2_0] {
+        let old = many.clone().written(version).unwrap();
+        let wants = json!({
+            "cniVersion": version.as_str(),
+            "ip4": {"ip": "10.1.0.2/24", "gateway": "10.1.0.1",
+                    "routes": [{"dst": "0.0.0.0/0", "gw": "10.1.0.1"}]},
+            "ip6": {"ip": "fd00:1::2/64", "gateway": "fd00:1::1"},
+            "dns": {}
+        });
+        assert_eq!(old, wants);
+        // What comes back has what the old form can say.
+        let read = AddResult::read(&old).unwrap();
+        assert_eq!(read.addresses_of("eth0"), result().addresses_of("eth0"));
+        assert_eq!(read.written(version).unwrap(), wants);
+    }
+    let nothing = AddResult::default();
+    assert_eq!(nothing.clone().written(Version::V0_2_0), Err(NoAddress));
+    assert_eq!(
+        nothing.written(Version::V0_3_0).unwrap()["cniVersion"],
+        "0.3.0"
+    );
+    assert!(AddResult::read(&json!({"ip4": {"ip": 7}, "cniVersion": "0.2.0"})).is_err());
+    let same = AddResult::read(&json!(result())).unwrap();
+    assert_eq!(same, result());
 }
 
 #[test]
@@ -91,7 +121,7 @@ fn a_list_becomes_one_input_for_each_plugin() {
     assert_eq!(
         list.plugin_input(1, &offered, Some(&AddResult::default())),
         json!({"type": "portmap", "cniVersion": "1.1.0", "name": "pods",
-               "runtimeConfig": {"portMappings": [{"hostPort": 80}]}, "prevResult": {}})
+               "runtimeConfig": {"portMappings": [{"hostPort": 80}]}, "prevResult": {"dns": {}}})
     );
     let valid = Attachment {
         container_id: "c1".into(),

@@ -11,10 +11,12 @@ use crate::addr::Addr;
 use crate::error::Result;
 use crate::fdb::FdbEntry;
 use crate::host::Host;
-use crate::link::{Link, LinkChange, NewBridge, NewVeth, NewVxlan, Port, Vxlan};
+use crate::link::{Link, LinkChange, NewBridge, NewVeth, NewVxlan, Port, PortVlan, Vxlan};
+use crate::mac::Mac;
 use crate::neigh::Neigh;
 use crate::netns::NsRef;
 use crate::route::{Route, RouteFilter};
+use crate::shape::TokenBucket;
 use crate::wireguard;
 
 impl FakeHost {
@@ -240,6 +242,63 @@ impl Host for FakeHost {
             }
         }
         Ok(done)
+    }
+
+    fn add_ifb(&mut self, name: &str, mac: Mac, mtu: u32) -> Result<()> {
+        let op = format!("make ifb {name}");
+        let mut world = self.lock();
+        world.step(&op)?;
+        let link = Link {
+            name: name.to_owned(),
+            kind: Some("ifb".to_owned()),
+            mac: Some(mac),
+            mtu,
+            ..Link::default()
+        };
+        world.insert(self.space, link, &op).map(drop)
+    }
+
+    fn set_token_bucket(&mut self, link: &str, bucket: TokenBucket) -> Result<()> {
+        let op = format!("limit {link} to {} bytes a second", bucket.rate);
+        let mut world = self.lock();
+        world.step(&op)?;
+        world.device(self.space, link, &op)?.bucket = Some(bucket);
+        Ok(())
+    }
+
+    fn token_bucket(&mut self, link: &str) -> Result<Option<TokenBucket>> {
+        let op = format!("list queueing disciplines of {link}");
+        Ok(self.lock().device(self.space, link, &op)?.bucket)
+    }
+
+    fn add_detour(&mut self, link: &str, through: &str) -> Result<()> {
+        let op = format!("send what comes in by {link} through {through}");
+        let mut world = self.lock();
+        world.step(&op)?;
+        world.device(self.space, through, &op)?;
+        let detour = &mut world.device(self.space, link, &op)?.detour;
+        if detour.is_some() {
+            return Err(errno(op, libc::EEXIST));
+        }
+        *detour = Some(through.to_owned());
+        Ok(())
+    }
+
+    fn add_port_vlan(&mut self, link: &str, vlan: PortVlan) -> Result<()> {
+        let op = format!("put {link} into VLANs {} to {}", vlan.first, vlan.last);
+        let mut world = self.lock();
+        world.step(&op)?;
+        world.device(self.space, link, &op)?.vlans.push(vlan);
+        Ok(())
+    }
+
+    fn del_port_vlan(&mut self, link: &str, vlan: PortVlan) -> Result<()> {
+        let op = format!("take {link} out of VLANs {} to {}", vlan.first, vlan.last);
+        let mut world = self.lock();
+        world.step(&op)?;
+        let vlans = &mut world.device(self.space, link, &op)?.vlans;
+        vlans.retain(|v| (v.first, v.last) != (vlan.first, vlan.last));
+        Ok(())
     }
 
     fn delete_link(&mut self, name: &str) -> Result<()> {

@@ -67,6 +67,14 @@ impl FakeKernel {
         self.lock().changes()
     }
 
+    /// Counts a change that is made elsewhere (a firewall, say), so that it can be made to fail too.
+    ///
+    /// # Errors
+    /// Its turn to be refused has come.
+    pub fn step(&self, op: &str) -> crate::Result<()> {
+        self.lock().step(op)
+    }
+
     /// Everything there is, as text: equal texts are equal states.
     pub fn dump(&self) -> String {
         self.lock().to_string()

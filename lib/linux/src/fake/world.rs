@@ -8,11 +8,12 @@ use super::Failing;
 use crate::addr::Addr;
 use crate::error::{Error, Result};
 use crate::fdb::FdbEntry;
-use crate::link::{Link, LinkChange};
+use crate::link::{Link, LinkChange, PortVlan};
 use crate::mac::Mac;
 use crate::neigh::Neigh;
 use crate::netns::NsRef;
 use crate::route::Route;
+use crate::shape::TokenBucket;
 
 /// MTU of a new link that names none.
 const MTU_DEFAULT: u32 = 1500;
@@ -26,6 +27,12 @@ pub(super) struct Device {
     pub(super) fdb: Vec<FdbEntry>,
     pub(super) no_tx_checksum: bool,
     pub(super) wireguard: crate::wireguard::Device,
+    /// The limit on what leaves it.
+    pub(super) bucket: Option<TokenBucket>,
+    /// Where what comes in goes first.
+    pub(super) detour: Option<String>,
+    /// VLANs of a bridge port.
+    pub(super) vlans: Vec<PortVlan>,
     /// Namespace of a veth's peer.
     pub(super) peer_space: usize,
 }
@@ -238,6 +245,7 @@ impl World {
             port.forwarding = link.up;
         }
         link.promisc = change.promisc.unwrap_or(link.promisc);
+        link.vlan_filtering = change.vlan_filtering.unwrap_or(link.vlan_filtering);
         link.mtu = change.mtu.unwrap_or(link.mtu);
         link.mac = change.mac.or(link.mac);
         link.alias = change.alias.clone().or(link.alias.take());
@@ -326,6 +334,16 @@ impl fmt::Display for World {
                         "    peer {} {:?} {:?}",
                         peer.key, peer.endpoint, peer.allowed
                     )?;
+                }
+                if let Some(bucket) = device.bucket {
+                    writeln!(f, "    rate {} burst {}", bucket.rate, bucket.burst)?;
+                }
+                if let Some(through) = &device.detour {
+                    writeln!(f, "    comes in through {through}")?;
+                }
+                for vlan in &device.vlans {
+                    let untagged = if vlan.untagged { " untagged" } else { "" };
+                    writeln!(f, "    vlan {}-{}{untagged}", vlan.first, vlan.last)?;
                 }
                 for neigh in &device.neighs {
                     writeln!(
