@@ -60,7 +60,7 @@ impl Feed {
         match input {
             Input::Service(event) => self.service(event),
             Input::Slice(event) => self.slice(event),
-            Input::Node(_) => {}
+            Input::Node(_) | Input::ServiceCidr(_) => {}
         }
         if self.complete == (true, true) {
             self.zone.set_ready();

@@ -1,34 +1,24 @@
-//! Whether the proxy keeps up, and the HTTP servers that tell: `/healthz`, `/livez`, `/metrics`,
-//! `/proxyMode`.
+//! Whether the proxy keeps up and the node should get traffic, as kube-proxy tells it on `/healthz`
+//! and `/livez` (`pkg/proxy/healthcheck/proxy_health.go`).
+
+pub mod checks;
+pub mod pages;
+pub mod server;
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::Mutex;
+use std::time::{Duration, Instant, SystemTime};
 
 use api::cidr::Family;
-use bytes::Bytes;
-use http::{Request, Response, StatusCode, header};
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpListener;
-
-use crate::metrics::Metrics;
-
-/// A request must be over by then.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Connections served at a time; more wait.
-const CONNECTIONS_MAX: usize = 64;
+use jiff::Timestamp;
+use serde_json::{Value, json};
 
 #[derive(Debug, Default, Clone, Copy)]
 struct PerFamily {
     /// The oldest change that is not in the kernel yet.
     queued: Option<Instant>,
-    synced: bool,
+    /// The last sync.
+    synced: Option<SystemTime>,
 }
 
 #[derive(Debug, Default)]
@@ -37,16 +27,35 @@ struct State {
     node_goes: bool,
 }
 
+/// Which question is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Question {
+    /// Should traffic come here? Not when the node is being taken away.
+    Healthz,
+    /// Does the proxy keep up?
+    Livez,
+}
+
+impl Question {
+    /// As the page is called.
+    pub fn page(self) -> &'static str {
+        match self {
+            Self::Healthz => "healthz",
+            Self::Livez => "livez",
+        }
+    }
+}
+
 /// Whether the proxy keeps up.
 #[derive(Debug)]
 pub struct Health {
-    /// A change that waits longer means trouble: twice the sync period.
+    /// A change that waits so long means trouble: twice the sync period.
     patience: Duration,
     state: Mutex<State>,
 }
 
 impl Health {
-    /// Healthy until a change waits for longer than `patience`.
+    /// Healthy until a change waits for `patience`.
     pub fn new(patience: Duration) -> Self {
         Self {
             patience,
@@ -54,20 +63,20 @@ impl Health {
         }
     }
 
-    /// A change came in.
-    pub fn queued(&self, family: Family) {
+    /// A change came in at `now`. One that waits already keeps its time.
+    pub fn queued(&self, family: Family, now: Instant) {
         if let Ok(mut state) = self.state.lock() {
             let of = state.families.entry(family).or_default();
-            of.queued.get_or_insert_with(Instant::now);
+            of.queued.get_or_insert(now);
         }
     }
 
     /// All changes are in the kernel.
-    pub fn synced(&self, family: Family) {
+    pub fn synced(&self, family: Family, at: SystemTime) {
         if let Ok(mut state) = self.state.lock() {
             let of = state.families.entry(family).or_default();
             of.queued = None;
-            of.synced = true;
+            of.synced = Some(at);
         }
     }
 
@@ -78,123 +87,67 @@ impl Health {
         }
     }
 
-    /// Status code and body; `live` does not ask for the node.
-    fn answer(&self, live: bool) -> (StatusCode, String) {
+    /// The answer at `now`, which a clock on the wall calls `time`.
+    pub fn is_healthy(&self, question: Question, now: Instant) -> bool {
         let Ok(state) = self.state.lock() else {
-            return (StatusCode::INTERNAL_SERVER_ERROR, String::new());
+            return false;
         };
-        let keeps_up = |of: &PerFamily| of.queued.is_none_or(|at| at.elapsed() < self.patience);
-        let eligible = !state.node_goes;
-        let healthy = state.families.values().all(keeps_up) && (live || eligible);
-        let families: serde_json::Map<String, serde_json::Value> = state
+        self.healthy(&state, question, now)
+    }
+
+    fn healthy(&self, state: &State, question: Question, now: Instant) -> bool {
+        let keeps_up = state.families.values().all(|of| self.keeps_up(of, now));
+        let eligible = question == Question::Livez || !state.node_goes;
+        keeps_up && eligible
+    }
+
+    fn keeps_up(&self, of: &PerFamily, now: Instant) -> bool {
+        of.queued
+            .is_none_or(|at| now.saturating_duration_since(at) < self.patience)
+    }
+
+    /// The answer, and the page's text.
+    pub fn answer(&self, question: Question, now: Instant, time: SystemTime) -> (bool, String) {
+        let Ok(state) = self.state.lock() else {
+            return (false, String::new());
+        };
+        let healthy = self.healthy(&state, question, now);
+        // As kube-proxy: who keeps up is up to date, even when nothing has changed for long.
+        let updated = |ok: bool, synced: Option<SystemTime>| {
+            let at = if ok { Some(time) } else { synced };
+            at.map_or_else(|| "0001-01-01T00:00:00Z".to_owned(), written)
+        };
+        let families: serde_json::Map<String, Value> = state
             .families
             .iter()
             .map(|(family, of)| {
-                let value = serde_json::json!({ "healthy": keeps_up(of), "synced": of.synced });
+                let ok = self.keeps_up(of, now);
+                let value = json!({
+                    "healthy": ok,
+                    "synced": of.synced.is_some(),
+                    "lastUpdated": updated(ok, of.synced),
+                });
                 (family.to_string(), value)
             })
             .collect();
-        let body = serde_json::json!({
-            "healthy": healthy,
-            "nodeEligible": eligible,
-            "status": families,
+        let all_ok = state.families.values().all(|of| self.keeps_up(of, now));
+        let oldest = state.families.values().map(|of| of.synced).min().flatten();
+        let mut body = json!({
+            "lastUpdated": updated(all_ok, oldest),
+            "currentTime": written(time),
         });
-        let code = if healthy {
-            StatusCode::OK
-        } else {
-            StatusCode::SERVICE_UNAVAILABLE
-        };
-        (code, body.to_string())
-    }
-}
-
-/// What the servers answer from.
-#[derive(Debug, Clone)]
-pub struct Pages {
-    /// For `/healthz` and `/livez`.
-    pub health: Arc<Health>,
-    /// For `/metrics`.
-    pub metrics: Arc<Metrics>,
-    /// For `/metrics`, where cluster DNS is served.
-    pub dns: Option<Arc<dns::Counters>>,
-    /// For `/proxyMode`.
-    pub mode: &'static str,
-}
-
-impl Pages {
-    fn metrics_page(&self) -> String {
-        let mut text = self.metrics.render();
-        if let Some(counters) = &self.dns {
-            text.push_str(&crate::cluster_dns::metrics(counters));
+        if question == Question::Healthz {
+            body["nodeEligible"] = json!(!state.node_goes);
         }
-        text
-    }
-
-    fn answer(&self, path: &str) -> Response<Full<Bytes>> {
-        let (code, kind, body) = match path {
-            "/healthz" | "/livez" => {
-                let (code, body) = self.health.answer(path == "/livez");
-                (code, "application/json", body)
-            }
-            "/metrics" => (
-                StatusCode::OK,
-                "text/plain; version=0.0.4",
-                self.metrics_page(),
-            ),
-            "/proxyMode" => (StatusCode::OK, "text/plain", self.mode.to_owned()),
-            _ => (
-                StatusCode::NOT_FOUND,
-                "text/plain",
-                "not found\n".to_owned(),
-            ),
-        };
-        let mut response = Response::new(Full::new(Bytes::from(body)));
-        *response.status_mut() = code;
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
-        headers.insert(
-            header::X_CONTENT_TYPE_OPTIONS,
-            header::HeaderValue::from_static("nosniff"),
-        );
-        response
+        body["healthy"] = json!(healthy);
+        body["status"] = Value::Object(families);
+        (healthy, body.to_string())
     }
 }
 
-/// Binds.
-///
-/// # Errors
-/// The address is taken.
-pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
-    TcpListener::bind(address).await
+fn written(time: SystemTime) -> String {
+    Timestamp::try_from(time).map_or_else(|_| String::new(), |time| time.to_string())
 }
 
-/// Serves the pages, for ever.
-pub async fn serve(listener: TcpListener, pages: Pages) {
-    let limit = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS_MAX));
-    loop {
-        let Ok(permit) = limit.clone().acquire_owned().await else {
-            return;
-        };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::debug!(%error, "accept");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let pages = pages.clone();
-        tokio::spawn(async move {
-            let service = service_fn(move |request: Request<Incoming>| {
-                let response = pages.answer(request.uri().path());
-                async move { Ok::<_, Infallible>(response) }
-            });
-            let connection = hyper::server::conn::http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), service);
-            if let Ok(Err(error)) = tokio::time::timeout(REQUEST_TIMEOUT, connection).await {
-                tracing::debug!(%error, "health connection");
-            }
-            drop(permit);
-        });
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -47,7 +47,7 @@ fn start(args: &Args, words: &[String]) -> Result<()> {
         .enable_all()
         .build()
         .context("start")?;
-    let result = runtime.block_on(run::run(config, file.map(|(file, _)| file)));
+    let result = runtime.block_on(run::run(config, file.map(|(file, _)| file), words));
     // Threads that wait for files or programs do not hold up the end.
     runtime.shutdown_background();
     result

@@ -1,7 +1,7 @@
 //! Objects from files instead of an API server: `--manifests DIR`, watched.
 //!
 //! Every `*.yaml`, `*.yml` and `*.json` file of the directory, each with any number of documents of
-//! kind Service, EndpointSlice, Node or List. What the API server would have filled in (names of
+//! kind Service, EndpointSlice, Node, ServiceCIDR or List. What the API server would have filled in (names of
 //! ports, protocols, namespaces) is filled in here. A document that cannot be read is logged with
 //! its file and field and left out; all others count.
 
@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use api::core::{Node, Service};
 use api::discovery::EndpointSlice;
+use api::networking::ServiceCidr;
 use api::watch::Event;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde::de::DeserializeOwned;
@@ -43,6 +44,8 @@ pub enum Object {
     Slice(Arc<EndpointSlice>),
     /// A Node.
     Node(Arc<Node>),
+    /// A ServiceCIDR.
+    ServiceCidr(Arc<ServiceCidr>),
 }
 
 /// Kind, namespace and name.
@@ -54,20 +57,38 @@ impl Object {
             Self::Service(service) => (0, &service.metadata),
             Self::Slice(slice) => (1, &slice.metadata),
             Self::Node(node) => (2, &node.metadata),
+            Self::ServiceCidr(cidr) => (3, &cidr.metadata),
         };
         (kind, meta.namespace.clone(), meta.name.clone())
     }
 
-    fn into_input(self, event: impl Fn() -> Kind) -> Input {
+    fn into_input(self, kind: Kind) -> Input {
         match self {
-            Self::Service(service) => Input::Service(event().of(service)),
-            Self::Slice(slice) => Input::Slice(event().of(slice)),
-            Self::Node(node) => Input::Node(event().of(node)),
+            Self::Service(service) => Input::Service(kind.of(service)),
+            Self::Slice(slice) => Input::Slice(kind.of(slice)),
+            Self::Node(node) => Input::Node(kind.of(node)),
+            Self::ServiceCidr(cidr) => Input::ServiceCidr(kind.of(cidr)),
         }
+    }
+
+    /// As a part of a list.
+    pub fn listed(self) -> Input {
+        self.into_input(Kind::Listed)
+    }
+
+    /// Made or changed.
+    pub fn applied(self) -> Input {
+        self.into_input(Kind::Applied)
+    }
+
+    /// Deleted.
+    pub fn deleted(self) -> Input {
+        self.into_input(Kind::Deleted)
     }
 }
 
 /// Which event an object goes into.
+#[derive(Clone, Copy)]
 enum Kind {
     Listed,
     Applied,
@@ -75,7 +96,7 @@ enum Kind {
 }
 
 impl Kind {
-    fn of<T>(&self, object: T) -> Event<T> {
+    fn of<T>(self, object: T) -> Event<T> {
         match self {
             Self::Listed => Event::InitApply(object),
             Self::Applied => Event::Apply(object),
@@ -130,17 +151,19 @@ impl Manifests {
             Input::Service(Event::Init),
             Input::Slice(Event::Init),
             Input::Node(Event::Init),
+            Input::ServiceCidr(Event::Init),
         ];
         for file in self.names() {
             let objects = read_objects(&file);
             self.files.insert(file, objects);
         }
         let objects = self.merged().into_values();
-        inputs.extend(objects.map(|object| object.into_input(|| Kind::Listed)));
+        inputs.extend(objects.map(Object::listed));
         inputs.extend([
             Input::Service(Event::InitDone),
             Input::Slice(Event::InitDone),
             Input::Node(Event::InitDone),
+            Input::ServiceCidr(Event::InitDone),
         ]);
         inputs
     }
@@ -201,8 +224,8 @@ impl Manifests {
         let inputs = touched.into_iter().map(|(key, last)| {
             let current = self.files.values().find_map(|objects| objects.get(&key));
             match current {
-                Some(current) => current.clone().into_input(|| Kind::Applied),
-                None => last.into_input(|| Kind::Deleted),
+                Some(current) => current.clone().applied(),
+                None => last.deleted(),
             }
         });
         inputs.collect()
@@ -323,7 +346,7 @@ fn read_value(value: Value, at: &str, objects: &mut Vec<Object>, complaints: &mu
         .to_owned();
     let mut complain = |what: String| complaints.push(format!("{at}{kind} {name:?}: {what}"));
     match kind.as_str() {
-        "List" | "ServiceList" | "EndpointSliceList" | "NodeList" => {
+        "List" | "ServiceList" | "EndpointSliceList" | "NodeList" | "ServiceCIDRList" => {
             let item_kind = kind.strip_suffix("List").unwrap_or_default();
             let Value::Object(mut list) = value else {
                 return;
@@ -345,7 +368,7 @@ fn read_value(value: Value, at: &str, objects: &mut Vec<Object>, complaints: &mu
             }
             return;
         }
-        "Service" | "EndpointSlice" | "Node" if name.is_empty() => {
+        "Service" | "EndpointSlice" | "Node" | "ServiceCIDR" if name.is_empty() => {
             complain("metadata.name: is missing".to_owned());
             return;
         }
@@ -355,6 +378,7 @@ fn read_value(value: Value, at: &str, objects: &mut Vec<Object>, complaints: &mu
         "Service" => read(value).map(|object| Object::Service(Arc::new(defaulted(object)))),
         "EndpointSlice" => read(value).map(|slice| Object::Slice(Arc::new(defaulted_slice(slice)))),
         "Node" => read(value).map(|node| Object::Node(Arc::new(node))),
+        "ServiceCIDR" => read(value).map(|cidr| Object::ServiceCidr(Arc::new(cidr))),
         "" => Err("kind: is missing".to_owned()),
         // Other objects may stand in the same file: pods, deployments.
         _ => return,

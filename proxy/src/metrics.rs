@@ -1,16 +1,61 @@
-//! Counters and their text for Prometheus, with kube-proxy's names where it has one.
+//! What is counted, and its text for Prometheus: kube-proxy's names and buckets where it has one
+//! (`pkg/proxy/metrics/metrics.go`), each in the modes in which kube-proxy has it; ours are called
+//! `seaway_proxy_*`.
 
-use std::fmt::Write as _;
+mod render;
+mod text;
+
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use api::cidr::Family;
 
-/// Upper bounds of the sync histograms in milliseconds: kube-proxy's, 1 ms doubled 14 times.
-const SYNC_MS: [u32; 15] = [
-    1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384,
+use crate::backend::{Mode, TableRules};
+use crate::conntrack::Pressure;
+use crate::model::PortName;
+
+pub use text::{Histogram, Text};
+
+/// Bounds of the sync histograms in seconds: 1 ms doubled 14 times.
+const SYNC: [f64; 15] = [
+    0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048, 4.096,
+    8.192, 16.384,
 ];
+
+/// Bounds of the network programming histogram: 0.25, 0.5, each second to 59, each fifth to 115,
+/// each thirtieth to 300.
+const NETWORK: [f64; 80] = network_bounds();
+
+/// Bounds of our own latency from event to commit: from 10 microseconds.
+const LATENCY: [f64; 20] = [
+    0.000_01, 0.000_02, 0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05,
+    0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,
+];
+
+/// Service ports whose deleted flows are counted one by one; those of more are counted together.
+const FLOW_PORTS_MAX: usize = 1000;
+
+const fn network_bounds() -> [f64; 80] {
+    let mut bounds = [0.0; 80];
+    bounds[0] = 0.25;
+    bounds[1] = 0.5;
+    let mut i = 2;
+    let mut at: u16 = 1;
+    while i < bounds.len() {
+        bounds[i] = at as f64;
+        i += 1;
+        at += if at < 60 {
+            1
+        } else if at < 120 {
+            5
+        } else {
+            30
+        };
+    }
+    bounds
+}
 
 /// A number that is counted up or set.
 #[derive(Debug, Default)]
@@ -34,177 +79,208 @@ impl Number {
     }
 }
 
-#[derive(Debug, Default, Clone)]
-struct Histogram {
-    counts: [u64; SYNC_MS.len()],
-    total: u64,
-    sum: Duration,
+/// What one family's events changed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// Services.
+    pub services: u64,
+    /// Endpoint slices.
+    pub endpoints: u64,
 }
 
-impl Histogram {
-    fn observe(&mut self, value: Duration) {
-        self.total += 1;
-        self.sum += value;
-        for (count, bound) in self.counts.iter_mut().zip(SYNC_MS) {
-            if value <= Duration::from_millis(u64::from(bound)) {
-                *count += 1;
-            }
-        }
-    }
-
-    fn render(&self, name: &str, family: Family, text: &mut String) {
-        let buckets = self.counts.iter().zip(SYNC_MS);
-        let mut lines: Vec<(String, u64)> = buckets
-            .map(|(count, ms)| (format!("{}", f64::from(ms) / 1000.0), *count))
-            .collect();
-        lines.push(("+Inf".to_owned(), self.total));
-        for (bound, count) in lines {
-            line(
-                text,
-                format_args!("{name}_bucket{{ip_family=\"{family}\",le=\"{bound}\"}} {count}"),
-            );
-        }
-        let sum = self.sum.as_secs_f64();
-        line(
-            text,
-            format_args!("{name}_sum{{ip_family=\"{family}\"}} {sum}"),
-        );
-        let total = self.total;
-        line(
-            text,
-            format_args!("{name}_count{{ip_family=\"{family}\"}} {total}"),
-        );
-    }
+/// Service ports that have endpoints, but none on this node where a policy asks for one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct NoLocal {
+    /// `internalTrafficPolicy`.
+    pub internal: u64,
+    /// `externalTrafficPolicy`.
+    pub external: u64,
 }
 
-#[derive(Debug, Default, Clone)]
+/// One family's numbers.
+#[derive(Debug, Clone)]
 struct PerFamily {
     all: Histogram,
     full: Histogram,
     partial: Histogram,
-    last_seconds: f64,
+    network: Histogram,
+    conntrack: Histogram,
+    conntrack_deleted: u64,
+    queued: Option<SystemTime>,
+    synced: Option<SystemTime>,
+    pending: Changed,
+    total: Changed,
+    no_local: NoLocal,
+    failures: u64,
+    partial_failures: u64,
+    tables: Vec<TableRules>,
 }
 
-/// All counters.
-#[derive(Debug, Default)]
+impl Default for PerFamily {
+    fn default() -> Self {
+        Self {
+            all: Histogram::new(&SYNC),
+            full: Histogram::new(&SYNC),
+            partial: Histogram::new(&SYNC),
+            network: Histogram::new(&NETWORK),
+            conntrack: Histogram::new(&SYNC),
+            conntrack_deleted: 0,
+            queued: None,
+            synced: None,
+            pending: Changed::default(),
+            total: Changed::default(),
+            no_local: NoLocal::default(),
+            failures: 0,
+            partial_failures: 0,
+            tables: Vec::new(),
+        }
+    }
+}
+
+/// What does not belong to one family.
+#[derive(Debug)]
+struct Common {
+    latency: Histogram,
+    flows: BTreeMap<String, u64>,
+    pressure: Option<Pressure>,
+    /// Answers of `/healthz` and `/livez`, by page and code.
+    answers: BTreeMap<(&'static str, u16), u64>,
+}
+
+/// All numbers.
+#[derive(Debug)]
 pub struct Metrics {
+    mode: Mode,
+    started: SystemTime,
     /// Parts of objects that could not be used.
     pub problems: Number,
-    /// Syncs that failed.
-    pub failures: Number,
     /// Times that rules of ours were found missing.
     pub repairs: Number,
     /// Service ports, over both families.
     pub ports: Number,
-    /// Conntrack entries deleted.
-    pub conntrack_deleted: Number,
-    syncs: Mutex<[PerFamily; 2]>,
+    /// Events of the API that were sent.
+    pub events: Number,
+    /// Events of the API that were left out since there were too many.
+    pub events_dropped: Number,
+    families: Mutex<BTreeMap<Family, PerFamily>>,
+    common: Mutex<Common>,
 }
 
 impl Metrics {
-    /// A sync succeeded.
-    pub fn synced(&self, family: Family, full: bool, took: Duration) {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        let Ok(mut syncs) = self.syncs.lock() else {
-            return;
-        };
-        let of = &mut syncs[usize::from(family == Family::V6)];
-        of.all.observe(took);
-        if full {
-            of.full.observe(took);
-        } else {
-            of.partial.observe(took);
+    /// All zero, for one mode.
+    pub fn new(mode: Mode) -> Self {
+        let both = Family::BOTH.map(|family| (family, PerFamily::default()));
+        Self {
+            mode,
+            started: SystemTime::now(),
+            problems: Number::default(),
+            repairs: Number::default(),
+            ports: Number::default(),
+            events: Number::default(),
+            events_dropped: Number::default(),
+            families: Mutex::new(both.into()),
+            common: Mutex::new(Common {
+                latency: Histogram::new(&LATENCY),
+                flows: BTreeMap::new(),
+                pressure: None,
+                answers: BTreeMap::new(),
+            }),
         }
-        of.last_seconds = now.as_secs_f64();
     }
 
-    /// The text that Prometheus reads.
-    pub fn render(&self) -> String {
-        let syncs = self
-            .syncs
-            .lock()
-            .map(|syncs| syncs.clone())
-            .unwrap_or_default();
-        let mut text = String::new();
-        type Pick = fn(&PerFamily) -> &Histogram;
-        let histograms: [(&str, &str, Pick); 3] = [
-            ("sync_proxy_rules", "Time of a sync", |of| &of.all),
-            (
-                "sync_full_proxy_rules",
-                "Time of a sync of all rules",
-                |of| &of.full,
-            ),
-            (
-                "sync_partial_proxy_rules",
-                "Time of a sync of changed rules",
-                |of| &of.partial,
-            ),
-        ];
-        for (name, help, pick) in histograms {
-            let name = format!("kubeproxy_{name}_duration_seconds");
-            head(&mut text, &name, help, "histogram");
-            for (family, of) in Family::BOTH.into_iter().zip(&syncs) {
-                pick(of).render(&name, family, &mut text);
+    fn of(&self, family: Family, change: impl FnOnce(&mut PerFamily)) {
+        if let Ok(mut families) = self.families.lock() {
+            change(families.entry(family).or_default());
+        }
+    }
+
+    fn common(&self, change: impl FnOnce(&mut Common)) {
+        if let Ok(mut common) = self.common.lock() {
+            change(&mut common);
+        }
+    }
+
+    /// Something waits for a sync of a family.
+    pub fn queued(&self, family: Family) {
+        self.of(family, |of| of.queued = Some(SystemTime::now()));
+    }
+
+    /// Events of one family came in that change something.
+    pub fn changed(&self, family: Family, changed: Changed) {
+        self.of(family, |of| {
+            for sum in [&mut of.pending, &mut of.total] {
+                sum.services += changed.services;
+                sum.endpoints += changed.endpoints;
             }
-        }
-        let name = "kubeproxy_sync_proxy_rules_last_timestamp_seconds";
-        head(&mut text, name, "When rules were last synced", "gauge");
-        for (family, of) in Family::BOTH.into_iter().zip(&syncs) {
-            let seconds = of.last_seconds;
-            line(
-                &mut text,
-                format_args!("{name}{{ip_family=\"{family}\"}} {seconds}"),
-            );
-        }
-        let numbers = [
-            (
-                "kubeproxy_sync_proxy_rules_iptables_restore_failures_total",
-                "Syncs that failed",
-                "counter",
-                &self.failures,
-            ),
-            (
-                "kubeproxy_conntrack_reconciler_deleted_entries_total",
-                "Conntrack entries deleted",
-                "counter",
-                &self.conntrack_deleted,
-            ),
-            (
-                "seaway_proxy_repairs_total",
-                "Times that rules of ours were found missing",
-                "counter",
-                &self.repairs,
-            ),
-            (
-                "seaway_proxy_object_problems_total",
-                "Parts of objects that could not be used",
-                "counter",
-                &self.problems,
-            ),
-            (
-                "seaway_proxy_service_ports",
-                "Service ports, over both families",
-                "gauge",
-                &self.ports,
-            ),
-        ];
-        for (name, help, kind, number) in numbers {
-            head(&mut text, name, help, kind);
-            let number = number.get();
-            line(&mut text, format_args!("{name} {number}"));
-        }
-        text
+        });
+    }
+
+    /// A sync succeeded.
+    pub fn synced(
+        &self,
+        family: Family,
+        full: bool,
+        took: Duration,
+        no_local: NoLocal,
+        tables: Vec<TableRules>,
+    ) {
+        self.of(family, |of| {
+            of.all.observe(took, 1);
+            let other = if full { &mut of.full } else { &mut of.partial };
+            other.observe(took, 1);
+            of.synced = Some(SystemTime::now());
+            of.pending = Changed::default();
+            of.no_local = no_local;
+            of.tables = tables;
+        });
+    }
+
+    /// A sync failed.
+    pub fn failed(&self, family: Family, full: bool) {
+        self.of(family, |of| {
+            of.failures += 1;
+            of.partial_failures += u64::from(!full);
+        });
+    }
+
+    /// An endpoint change that the cluster saw at `trigger` is in the kernel now.
+    pub fn programmed(&self, family: Family, since_trigger: Duration) {
+        self.of(family, |of| of.network.observe(since_trigger, 1));
+    }
+
+    /// `n` events that came together are in the kernel so long after they came.
+    pub fn latency(&self, took: Duration, n: u64) {
+        self.common(|common| common.latency.observe(took, n));
+    }
+
+    /// Stale flows were looked for.
+    pub fn conntrack(&self, family: Family, took: Duration, deleted: &BTreeMap<PortName, u64>) {
+        let sum: u64 = deleted.values().sum();
+        self.of(family, |of| {
+            of.conntrack.observe(took, 1);
+            of.conntrack_deleted += sum;
+        });
+        self.common(|common| {
+            for (port, n) in deleted {
+                let mut name = port.to_string();
+                if common.flows.len() >= FLOW_PORTS_MAX && !common.flows.contains_key(&name) {
+                    "others".clone_into(&mut name);
+                }
+                *common.flows.entry(name).or_default() += n;
+            }
+        });
+    }
+
+    /// How full the kernel's connection table is.
+    pub fn pressure(&self, pressure: Pressure) {
+        self.common(|common| common.pressure = Some(pressure));
+    }
+
+    /// A page about health was answered.
+    pub fn answered(&self, page: &'static str, code: u16) {
+        self.common(|common| *common.answers.entry((page, code)).or_default() += 1);
     }
 }
 
-fn head(text: &mut String, name: &str, help: &str, kind: &str) {
-    line(text, format_args!("# HELP {name} {help}"));
-    line(text, format_args!("# TYPE {name} {kind}"));
-}
-
-fn line(text: &mut String, what: std::fmt::Arguments<'_>) {
-    // Writing to a String cannot fail.
-    let _written = writeln!(text, "{what}");
-}
+#[cfg(test)]
+mod tests;

@@ -18,20 +18,36 @@ const NOWHERE: [IpAddr; 2] = [
     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
 ];
 
-/// All addresses of the node.
+/// The node's addresses as the kernel has them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Addresses {
+    /// All, sorted.
+    pub all: Vec<IpAddr>,
+    /// Those that packets have which leave by the default route, one for each family at most.
+    pub primary: Vec<IpAddr>,
+}
+
+impl Addresses {
+    /// Asks the kernel.
+    ///
+    /// # Errors
+    /// Its refusal.
+    pub fn observe(host: &mut Kernel) -> linux::Result<Self> {
+        let all = own_ips(host)?;
+        Ok(Self {
+            primary: primary_ips(None, &all),
+            all,
+        })
+    }
+}
+
+/// All addresses of the node, sorted.
 ///
 /// # Errors
 /// The kernel's refusal.
-pub fn addresses(host: &mut Kernel) -> linux::Result<Vec<IpAddr>> {
-    let mut ips = Vec::new();
-    for link in host.links()? {
-        match host.addrs(&link.name) {
-            Ok(addrs) => ips.extend(addrs.iter().map(|addr| addr.net.ip())),
-            // A link that went away since it was listed.
-            Err(e) if e.is_not_found() => {}
-            Err(e) => return Err(e),
-        }
-    }
+pub fn own_ips(host: &mut Kernel) -> linux::Result<Vec<IpAddr>> {
+    let addrs = host.all_addrs()?.into_iter();
+    let mut ips: Vec<IpAddr> = addrs.map(|(_, addr)| addr.net.ip()).collect();
     ips.sort_unstable();
     ips.dedup();
     Ok(ips)

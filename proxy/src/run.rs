@@ -1,33 +1,35 @@
 //! Wiring: from a valid [`Config`] to running tasks.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use api::cidr::{Family, parse_cidr};
-use api::core::Node;
-use api::watch::Event;
+use api::cidr::Family;
 use linux::Kernel;
+use linux::netlink::{Group, Monitor};
 use linux::rules_monitor::RulesMonitor;
 use tokio::sync::mpsc::{self, Sender};
 use tokio::sync::oneshot;
 
-use crate::backend::{self, DetectLocal, Settings};
+use crate::backend;
 use crate::cluster_dns::{self, Feed};
 use crate::config::watch::ConfigFile;
 use crate::config::{Config, Detect, From};
 use crate::conntrack::KernelFlows;
-use crate::health::{self, Health, Pages};
+use crate::events::Events;
+use crate::health::checks::{Servers, Update};
+use crate::health::pages::{self, Pages};
+use crate::health::{Health, server};
+use crate::local::Local;
 use crate::metrics::Metrics;
-use crate::model::{NodeView, Policy};
-use crate::node;
-use crate::store::{Input, Store};
-use crate::sync::{Engine, Message, Pace};
-use crate::watch::{self, Sink};
+use crate::model::NodeView;
+use crate::node::{self, Addresses};
+use crate::store::Store;
+use crate::sync::{Engine, Message, Parts};
+use crate::watch::{self, Listener, Sink};
 
 /// Messages that wait for the loop; whoever sends more waits.
 const MESSAGES_MAX: usize = 64;
@@ -35,49 +37,11 @@ const MESSAGES_MAX: usize = 64;
 /// How long the end waits for a sync that is under way.
 const STOP_TIMEOUT: Duration = Duration::from_millis(900);
 
-/// Everything about the rules that does not come from objects.
-#[derive(Clone)]
-struct Local {
-    config: Config,
-    primary: Vec<IpAddr>,
-    all: Vec<IpAddr>,
-}
+/// The node's addresses are looked at this often even if the kernel tells of no change.
+const ADDRESSES_PERIOD: Duration = Duration::from_secs(300);
 
-impl Local {
-    fn observe(config: &Config) -> Result<Self> {
-        let mut host = Kernel::open().context("open the kernel's door")?;
-        let all = node::addresses(&mut host).context("list the node's addresses")?;
-        Ok(Self {
-            primary: node::primary_ips(config.node_ip, &all),
-            config: config.clone(),
-            all,
-        })
-    }
-
-    fn settings(&self, family: Family, detect_local: Option<DetectLocal>) -> Settings {
-        let config = &self.config;
-        let wanted = &config.node_port_addresses;
-        let dns = config.dns_ips.iter().copied();
-        Settings {
-            family,
-            mark: config.mark,
-            detect_local,
-            node_ports: node::node_port_scope(wanted, family, &self.primary, &self.all),
-            localhost_node_ports: config.localhost_node_ports,
-            random_fully: true,
-            drop_invalid: config.drop_invalid,
-            dns_ips: dns.filter(|ip| Family::of(*ip) == family).collect(),
-        }
-    }
-
-    fn fixed_settings(&self, family: Family) -> Settings {
-        let detect = match &self.config.detect {
-            Detect::Fixed(all) => all.iter().find(|(of, _)| *of == family),
-            Detect::NodeCidr => None,
-        };
-        self.settings(family, detect.map(|(_, detect)| detect.clone()))
-    }
-}
+/// Changes of addresses within this time are looked at together.
+const ADDRESSES_REST: Duration = Duration::from_millis(50);
 
 /// Where objects come from, found usable.
 enum Source {
@@ -102,33 +66,22 @@ impl Source {
     }
 }
 
-/// Takes away all rules, and the addresses of cluster DNS.
-///
-/// # Errors
-/// Programs are missing, or the kernel's refusal.
-pub fn cleanup(config: &Config) -> Result<()> {
-    let local = Local::observe(config)?;
-    for (family, mut plane) in backend::open(config.mode, |of| local.fixed_settings(of))? {
-        plane
-            .cleanup()
-            .with_context(|| format!("take away {family} rules"))?;
-    }
-    let mut host = Kernel::open().context("open the kernel's door")?;
-    node::remove_dns_addresses(&mut host, &config.dns_ips).context("take DNS addresses away")
-}
-
 /// Runs until SIGTERM or SIGINT. The rules stay.
 ///
 /// # Errors
 /// Something that is needed from the start is not there.
-pub async fn run(config: Config, file: Option<ConfigFile>) -> Result<()> {
+pub async fn run(config: Config, file: Option<ConfigFile>, flags: &[String]) -> Result<()> {
     // First what may be wrong in the flags, so that a refusal has changed nothing on the node.
     let source = Source::open(&config.from, config.server.as_deref()).await?;
     let changed = file.map(ConfigFile::changed).transpose();
     let changed = changed.context("watch the file of --config")?;
-    let local = Local::observe(&config)?;
+    let local = Local::new(config.clone(), observe()?);
     let health = Arc::new(Health::new(config.sync_period * 2));
-    let metrics = Arc::new(Metrics::default());
+    let metrics = Arc::new(Metrics::new(config.mode));
+    let events = match &source {
+        Source::ApiServer(client) => Events::to(client.clone(), &config.node_name, metrics.clone()),
+        Source::Manifests(_) => Events::log_only(),
+    };
     let mut feed = None;
     let mut dns = None;
     if !config.dns_ips.is_empty() {
@@ -142,22 +95,22 @@ pub async fn run(config: Config, file: Option<ConfigFile>) -> Result<()> {
         metrics: metrics.clone(),
         dns,
         mode: config.mode.name(),
+        settings: Arc::new(config.settings.clone()),
+        flags: pages::flags(flags),
+        started: Instant::now(),
     };
-    serve_pages(&config, &pages).await?;
-
+    serve_pages(&config, &pages)?;
     prepare(&local)?;
+
     let (messages, inbox) = mpsc::channel(MESSAGES_MAX);
-    let engine = start_engine(&local, inbox, health.clone(), metrics)?;
+    let (checks, updates) = mpsc::unbounded_channel();
+    tokio::spawn(Servers::new(health.clone(), events.clone()).run(updates));
+    let engine = start_engine(local, inbox, health, metrics, events, checks)?;
     let sink = Sink {
         messages: messages.clone(),
-        also: Some(Arc::new(side_effects(
-            &local,
-            health,
-            feed,
-            messages.clone(),
-        ))),
+        also: feed.map(feeder),
     };
-    tokio::spawn(rescan(local, messages.clone()));
+    follow_addresses(messages.clone())?;
     match source {
         Source::Manifests(dir) => watch::manifests(&dir, sink)?,
         Source::ApiServer(client) => {
@@ -169,11 +122,16 @@ pub async fn run(config: Config, file: Option<ConfigFile>) -> Result<()> {
     stopped(&engine, changed).await?;
     let _gone = messages.try_send(Message::Stop);
     drop(messages);
-    let deadline = std::time::Instant::now() + STOP_TIMEOUT;
-    while !engine.is_finished() && std::time::Instant::now() < deadline {
+    let deadline = Instant::now() + STOP_TIMEOUT;
+    while !engine.is_finished() && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     Ok(())
+}
+
+fn observe() -> Result<Addresses> {
+    let mut host = Kernel::open().context("open the kernel's door")?;
+    Addresses::observe(&mut host).context("list the node's addresses")
 }
 
 /// Makes the settings of this process and of the kernel that need all rights, and nothing else.
@@ -181,21 +139,68 @@ pub async fn run(config: Config, file: Option<ConfigFile>) -> Result<()> {
 /// # Errors
 /// The kernel cannot be asked.
 pub fn init(config: &Config) -> Result<()> {
-    prepare(&Local::observe(config)?)
+    prepare(&Local::new(config.clone(), observe()?))
 }
 
 fn prepare(local: &Local) -> Result<()> {
-    let config = &local.config;
+    let config = local.config();
     if let Err(error) = linux::process::set_oom_score_adj(config.oom_score_adj) {
         tracing::info!("{error}");
     }
     let mut host = Kernel::open().context("open the kernel's door")?;
     let needs = node::Needs {
-        localhost: local.fixed_settings(Family::V4).serves_localhost(),
+        localhost: local.settings(Family::V4).serves_localhost(),
         tcp_be_liberal: !config.drop_invalid,
     };
     node::ensure_settings(&mut host, needs);
     Ok(())
+}
+
+/// Passes events on to cluster DNS.
+fn feeder(feed: Mutex<Feed>) -> Listener {
+    Arc::new(move |input| {
+        if let Ok(mut feed) = feed.lock() {
+            feed.apply(input);
+        }
+    })
+}
+
+/// Tells the loop of addresses that come and go, as the kernel notifies of them.
+fn follow_addresses(messages: Sender<Message>) -> Result<()> {
+    let groups = [
+        Group::Ipv4Addr,
+        Group::Ipv6Addr,
+        Group::Ipv4Route,
+        Group::Ipv6Route,
+    ];
+    let monitor = Monitor::open(&groups).context("follow the node's addresses")?;
+    let mut host = Kernel::open().context("open the kernel's door")?;
+    let follow = move || {
+        loop {
+            if !monitor.wait(ADDRESSES_PERIOD) && messages.is_closed() {
+                return;
+            }
+            // A whole configuration changes within a moment, and pods come with routes of theirs.
+            std::thread::park_timeout(ADDRESSES_REST);
+            monitor.drain();
+            match Addresses::observe(&mut host) {
+                Ok(addresses) => {
+                    if messages
+                        .blocking_send(Message::Addresses(addresses))
+                        .is_err()
+                    {
+                        return;
+                    }
+                }
+                Err(error) => tracing::warn!("list the node's addresses: {error}"),
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("addresses".to_owned())
+        .spawn(follow)
+        .map(drop)
+        .context("follow the node's addresses")
 }
 
 /// Waits for a signal, for another content of the configuration's file, or for the engine to die.
@@ -225,11 +230,16 @@ async fn stopped(engine: &JoinHandle<()>, changed: Option<oneshot::Receiver<()>>
     Ok(())
 }
 
-async fn serve_pages(config: &Config, pages: &Pages) -> Result<()> {
-    for address in [config.healthz, config.metrics].into_iter().flatten() {
-        match health::bind(address).await {
+fn serve_pages(config: &Config, pages: &Pages) -> Result<()> {
+    let all = [
+        (config.healthz, pages.health_only()),
+        (config.metrics, pages.all()),
+    ];
+    for (address, answer) in all {
+        let Some(address) = address else { continue };
+        match server::listen(address, false) {
             Ok(listener) => {
-                tokio::spawn(health::serve(listener, pages.clone()));
+                tokio::spawn(server::serve(listener, answer));
             }
             Err(error) if config.bind_hard_fail => {
                 return Err(error).with_context(|| format!("listen on {address}"));
@@ -243,52 +253,47 @@ async fn serve_pages(config: &Config, pages: &Pages) -> Result<()> {
 
 /// Starts the loop on a thread of its own, where waiting for a program harms nobody.
 fn start_engine(
-    local: &Local,
+    local: Local,
     inbox: mpsc::Receiver<Message>,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
+    events: Events,
+    checks: mpsc::UnboundedSender<Update>,
 ) -> Result<JoinHandle<()>> {
-    let config = &local.config;
+    let config = local.config().clone();
     let view = NodeView {
         name: config.node_name.as_str().into(),
         zone: None,
-        ips: local.primary.clone(),
+        ips: local.node_ips(),
         dns_ips: config.dns_ips.clone(),
     };
-    let planes = backend::open(config.mode, |of| local.fixed_settings(of))?;
-    let mut policies = BTreeMap::new();
+    let planes = backend::open(config.mode, |of| local.settings(of))?;
     for (family, plane) in &planes {
-        let settings = plane.settings();
-        let policy = Policy {
-            detect_local: settings.detect_local.is_some(),
-            masquerade_all: config.masquerade_all,
-        };
-        if !policy.detect_local && config.detect != Detect::NodeCidr {
+        if plane.settings().detect_local.is_none() && config.detect != Detect::NodeCidr {
             tracing::info!("{family}: no way to tell pods from others is set (--cluster-cidr)");
         }
-        policies.insert(*family, policy);
     }
-    let pace = Pace {
-        sync_period: config.sync_period,
-        min_sync_period: config.min_sync_period,
+    let parts = Parts {
+        planes,
+        local,
+        health,
+        metrics,
+        flows: Box::new(KernelFlows),
+        events,
+        checks,
+        on_synced: Box::new(|| {
+            if let Err(error) = linux::notify::ready() {
+                tracing::warn!("{error}");
+            }
+        }),
     };
-    let on_synced = Box::new(|| {
-        if let Err(error) = linux::notify::ready() {
-            tracing::warn!("{error}");
-        }
-    });
-    let store = Store::new(view, policies);
-    let flows = Box::new(KernelFlows);
-    let mut engine = Engine::new(store, planes, pace, health, metrics, flows, on_synced);
+    let mut engine = Engine::new(Store::new(view, BTreeMap::new()), parts);
     match RulesMonitor::open() {
         Ok(monitor) => engine = engine.with_monitor(monitor),
         Err(error) => tracing::info!(
             "{error}; lost rules are noticed every {:?}",
             config.sync_period
         ),
-    }
-    if config.detect == Detect::NodeCidr {
-        engine = engine.wait_for_settings();
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -301,71 +306,17 @@ fn start_engine(
         .context("start the sync loop")
 }
 
-/// What events mean beside rules: names in DNS, the node's health, its pod networks.
-fn side_effects(
-    local: &Local,
-    health: Arc<Health>,
-    feed: Option<Mutex<Feed>>,
-    messages: Sender<Message>,
-) -> impl Fn(&Input) + Send + Sync + use<> {
-    let local = local.clone();
-    move |input| {
-        if let Some(feed) = &feed
-            && let Ok(mut feed) = feed.lock()
-        {
-            feed.apply(input);
-        }
-        if let Some(goes) = watch::node_goes(input) {
-            health.node_goes(goes);
-        }
-        let Input::Node(Event::InitApply(node) | Event::Apply(node)) = input else {
-            return;
-        };
-        if local.config.detect == Detect::NodeCidr && !node.spec.pod_networks().is_empty() {
-            let settings = node_cidr_settings(&local, node);
-            let messages = messages.clone();
-            tokio::spawn(async move { messages.send(Message::Settings(settings)).await });
-        }
+/// Takes away all rules, and the addresses of cluster DNS.
+///
+/// # Errors
+/// Programs are missing, or the kernel's refusal.
+pub fn cleanup(config: &Config) -> Result<()> {
+    let local = Local::new(config.clone(), observe()?);
+    for (family, mut plane) in backend::open(config.mode, |of| local.settings(of))? {
+        plane
+            .cleanup()
+            .with_context(|| format!("take away {family} rules"))?;
     }
-}
-
-fn node_cidr_settings(local: &Local, node: &Node) -> Vec<Settings> {
-    let nets: Vec<_> = node
-        .spec
-        .pod_networks()
-        .into_iter()
-        .filter_map(|text| parse_cidr(text).ok())
-        .collect();
-    let of = |family| nets.iter().find(|net| Family::of_net(net) == family);
-    Family::BOTH
-        .into_iter()
-        .map(|family| local.settings(family, of(family).map(|net| DetectLocal::Net(*net))))
-        .collect()
-}
-
-/// Notices addresses that come and go where node ports are served on some of them only.
-async fn rescan(local: Local, messages: Sender<Message>) {
-    let selective = local.config.node_port_addresses != crate::config::NodePortAddresses::All;
-    if !selective || local.config.detect == Detect::NodeCidr {
-        return;
-    }
-    let mut known = local;
-    loop {
-        tokio::time::sleep(known.config.sync_period).await;
-        let Ok(new) = Local::observe(&known.config) else {
-            continue;
-        };
-        if new.all == known.all {
-            continue;
-        }
-        let settings = Family::BOTH.map(|family| new.fixed_settings(family));
-        known = new;
-        if messages
-            .send(Message::Settings(settings.into()))
-            .await
-            .is_err()
-        {
-            return;
-        }
-    }
+    let mut host = Kernel::open().context("open the kernel's door")?;
+    node::remove_dns_addresses(&mut host, &config.dns_ips).context("take DNS addresses away")
 }

@@ -1,23 +1,33 @@
 //! The single owner of what was watched: events in, changed decisions out.
 //!
-//! A relist swaps at its end, so nothing that is in use goes away while a list comes in. Only
-//! services that an event touched are decided anew, and only ports whose decision differs come out.
+//! Only services that an event touched are decided anew, and only ports whose decision differs come out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use api::cidr::Family;
+use api::cidr::{Family, parse_cidr};
 use api::core::{Node, Service};
 use api::discovery::EndpointSlice;
 use api::meta::ObjectMeta;
+use api::networking::ServiceCidr;
 use api::watch::Event;
+use ipnetwork::IpNetwork;
+use jiff::Timestamp;
 
+use crate::metrics::Changed;
+use crate::model::claims::Claims;
 use crate::model::decide::decide;
 use crate::model::endpoint::{self, Slice};
 use crate::model::service::{self, ServicePort};
 use crate::model::{
-    Decision, NodeView, Policy, PortName, Problem, Protocol, ServiceName, Snapshot,
+    Decision, NodeView, ObjectRef, Policy, PortName, Problem, ServiceName, Snapshot,
 };
+
+mod facts;
+mod listed;
+
+pub use facts::NodeFacts;
+use listed::Listed;
 
 /// Another proxy serves a service with this label.
 pub const LABEL_OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
@@ -25,8 +35,8 @@ pub const LABEL_OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
 /// Slices of headless services have this label; they are for DNS only.
 pub const LABEL_HEADLESS: &str = "service.kubernetes.io/headless";
 
-/// The label that names a node's zone.
-const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
+/// The annotation with the time of the change in the cluster that a slice is the answer to.
+const ANNOTATION_TRIGGER: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// One event of any kind.
 #[derive(Debug, Clone)]
@@ -37,6 +47,19 @@ pub enum Input {
     Slice(Event<Arc<EndpointSlice>>),
     /// Of the own Node.
     Node(Event<Arc<Node>>),
+    /// Of ServiceCIDRs.
+    ServiceCidr(Event<Arc<ServiceCidr>>),
+}
+
+impl Input {
+    /// A change of a service or of its endpoints, as opposed to a part of a list.
+    pub fn is_change(&self) -> bool {
+        matches!(
+            self,
+            Self::Service(Event::Apply(_) | Event::Delete(_))
+                | Self::Slice(Event::Apply(_) | Event::Delete(_))
+        )
+    }
 }
 
 /// A port that changed.
@@ -86,72 +109,6 @@ impl Changes {
     }
 }
 
-/// A map that a relist replaces at its end.
-#[derive(Debug)]
-struct Listed<K, V> {
-    current: BTreeMap<K, V>,
-    incoming: Option<BTreeMap<K, V>>,
-    synced: bool,
-}
-
-impl<K, V> Default for Listed<K, V> {
-    fn default() -> Self {
-        Self {
-            current: BTreeMap::new(),
-            incoming: None,
-            synced: false,
-        }
-    }
-}
-
-impl<K: Ord + Clone, V: PartialEq> Listed<K, V> {
-    /// Takes an event in; returns the keys whose value changed, with the value before.
-    fn apply(&mut self, event: Event<(K, Option<V>)>) -> Vec<(K, Option<V>)> {
-        match event {
-            Event::Init => {
-                self.incoming = Some(BTreeMap::new());
-                Vec::new()
-            }
-            Event::InitApply((key, value)) => {
-                if let (Some(incoming), Some(value)) = (&mut self.incoming, value) {
-                    incoming.insert(key, value);
-                }
-                Vec::new()
-            }
-            Event::InitDone => {
-                self.synced = true;
-                let Some(incoming) = self.incoming.take() else {
-                    return Vec::new();
-                };
-                let mut old = std::mem::replace(&mut self.current, incoming);
-                let mut changed = Vec::new();
-                for (key, value) in &self.current {
-                    let before = old.remove(key);
-                    if before.as_ref() != Some(value) {
-                        changed.push((key.clone(), before));
-                    }
-                }
-                changed.extend(old.into_iter().map(|(key, value)| (key, Some(value))));
-                changed
-            }
-            Event::Apply((key, Some(value))) => {
-                let before = self.current.get(&key);
-                if before == Some(&value) {
-                    return Vec::new();
-                }
-                let before = self.current.insert(key.clone(), value);
-                vec![(key, before)]
-            }
-            Event::Apply((key, None)) | Event::Delete((key, _)) => {
-                match self.current.remove(&key) {
-                    Some(before) => vec![(key, Some(before))],
-                    None => Vec::new(),
-                }
-            }
-        }
-    }
-}
-
 /// Namespace and name.
 type Key = (Arc<str>, Arc<str>);
 
@@ -162,18 +119,37 @@ struct OwnedSlice {
     slice: Slice,
 }
 
+/// Where a problem was found; a later look at the same place replaces it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    /// In a Service.
+    Service(Key),
+    /// In an EndpointSlice.
+    Slice(Key),
+    /// Between services: what another one has already, in one family.
+    Claims(ServiceName, Family),
+    /// In a ServiceCIDR.
+    ServiceCidr(Key),
+}
+
 /// What was watched, and what follows from it.
 #[derive(Debug)]
 pub struct Store {
     node: NodeView,
+    facts: NodeFacts,
     policies: BTreeMap<Family, Policy>,
     services: Listed<Key, Vec<ServicePort>>,
     slices: Listed<Key, OwnedSlice>,
+    service_cidrs: Listed<Key, Vec<IpNetwork>>,
     /// Slices by service.
     members: BTreeMap<ServiceName, BTreeSet<Arc<str>>>,
+    claims: Claims,
     dirty: BTreeSet<ServiceName>,
-    problems: BTreeMap<String, Vec<Problem>>,
+    problems: BTreeMap<Place, Vec<Problem>>,
     news: Vec<Problem>,
+    /// When what changed since was caused, as far as slices tell.
+    triggers: BTreeMap<Family, Vec<Timestamp>>,
+    counts: BTreeMap<Family, Changed>,
     snapshot: Snapshot,
 }
 
@@ -182,13 +158,18 @@ impl Store {
     pub fn new(node: NodeView, policies: BTreeMap<Family, Policy>) -> Self {
         Self {
             node,
+            facts: NodeFacts::default(),
             policies,
             services: Listed::default(),
             slices: Listed::default(),
+            service_cidrs: Listed::default(),
             members: BTreeMap::new(),
+            claims: Claims::default(),
             dirty: BTreeSet::new(),
             problems: BTreeMap::new(),
             news: Vec::new(),
+            triggers: BTreeMap::new(),
+            counts: BTreeMap::new(),
             snapshot: Snapshot::default(),
         }
     }
@@ -208,9 +189,43 @@ impl Store {
         &self.node
     }
 
+    /// What the Node object says, as far as it has come.
+    pub fn facts(&self) -> &NodeFacts {
+        &self.facts
+    }
+
+    /// The networks of cluster IPs of both families, sorted.
+    pub fn service_cidrs(&self) -> Vec<IpNetwork> {
+        let mut all: Vec<IpNetwork> = self
+            .service_cidrs
+            .current
+            .values()
+            .flatten()
+            .copied()
+            .collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+
     /// Problems found since the last call, each once as long as it lasts.
     pub fn take_news(&mut self) -> Vec<Problem> {
         std::mem::take(&mut self.news)
+    }
+
+    /// When the changes of slices since the last call were caused, for each family.
+    pub fn take_triggers(&mut self) -> BTreeMap<Family, Vec<Timestamp>> {
+        std::mem::take(&mut self.triggers)
+    }
+
+    /// How many objects changed since the last call, for each family.
+    pub fn take_counts(&mut self) -> BTreeMap<Family, Changed> {
+        std::mem::take(&mut self.counts)
+    }
+
+    /// Whether a decision is to be made anew.
+    pub fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty()
     }
 
     /// Takes one event in.
@@ -219,6 +234,7 @@ impl Store {
             Input::Service(event) => self.apply_service(event),
             Input::Slice(event) => self.apply_slice(event),
             Input::Node(event) => self.apply_node(&event),
+            Input::ServiceCidr(event) => self.apply_service_cidr(event),
         }
     }
 
@@ -230,11 +246,11 @@ impl Store {
         }
     }
 
-    /// Packets of local pods of a family can (or cannot) be told from others.
-    pub fn set_detect_local(&mut self, family: Family, detect_local: bool) {
-        let policy = self.policies.entry(family).or_default();
-        if policy.detect_local != detect_local {
-            policy.detect_local = detect_local;
+    /// Uses another policy for a family.
+    pub fn set_policy(&mut self, family: Family, policy: Policy) {
+        let known = self.policies.entry(family).or_default();
+        if *known != policy {
+            *known = policy;
             self.dirty_all();
         }
     }
@@ -246,16 +262,37 @@ impl Store {
                 return (key, None);
             }
             let parsed = service::parse(&service);
-            let object = format!("Service {}/{}", key.0, key.1);
-            self.note(object, parsed.problems);
+            self.note(Place::Service(key.clone()), parsed.problems);
             (key, Some(parsed.ports))
         });
-        for ((namespace, name), _) in self.services.apply(event) {
+        for (key, before) in self.services.apply(event) {
+            let before = before.unwrap_or_default();
+            let after = self.services.current.get(&key);
+            let ports = after.map_or(&[][..], Vec::as_slice);
+            self.dirty.extend(self.claims.replace(&before, ports));
+            let both = before.first().into_iter().chain(ports.first());
+            let families: BTreeSet<Family> = both
+                .flat_map(|port| port.shared.cluster_ips.iter().map(|ip| Family::of(*ip)))
+                .collect();
+            for family in families {
+                self.counts.entry(family).or_default().services += 1;
+            }
+            if after.is_none() {
+                self.problems.remove(&Place::Service(key.clone()));
+            }
+            let (namespace, name) = key;
             self.dirty.insert(ServiceName { namespace, name });
         }
     }
 
     fn apply_slice(&mut self, event: Event<Arc<EndpointSlice>>) {
+        let trigger = match &event {
+            Event::Apply(slice) => slice
+                .metadata
+                .annotation(ANNOTATION_TRIGGER)
+                .and_then(|text| text.parse::<Timestamp>().ok()),
+            _ => None,
+        };
         let event = event.map(|slice| {
             let key = key_of(&slice.metadata);
             let headless = slice.metadata.labels.contains_key(LABEL_HEADLESS);
@@ -263,8 +300,7 @@ impl Store {
                 return (key, None);
             };
             let (parsed, problems) = endpoint::parse(&slice, &self.node.name);
-            let object = format!("EndpointSlice {}/{}", key.0, key.1);
-            self.note(object, problems);
+            self.note(Place::Slice(key.clone()), problems);
             let owned = parsed.map(|slice| OwnedSlice {
                 service: service.into(),
                 slice,
@@ -272,6 +308,18 @@ impl Store {
             (key, owned)
         });
         for ((namespace, name), before) in self.slices.apply(event) {
+            let after = self.slices.current.get(&(namespace.clone(), name.clone()));
+            if after.is_none() {
+                let place = Place::Slice((namespace.clone(), name.clone()));
+                self.problems.remove(&place);
+            }
+            if let Some(owned) = after.or(before.as_ref()) {
+                let family = owned.slice.family;
+                self.counts.entry(family).or_default().endpoints += 1;
+                // The time of a slice that goes is that of its last change.
+                let trigger = trigger.filter(|_| after.is_some());
+                self.triggers.entry(family).or_default().extend(trigger);
+            }
             if let Some(before) = before {
                 let service = ServiceName {
                     namespace: namespace.clone(),
@@ -300,37 +348,59 @@ impl Store {
     }
 
     fn apply_node(&mut self, event: &Event<Arc<Node>>) {
-        let (Event::InitApply(node) | Event::Apply(node)) = event else {
-            return;
-        };
+        let Some(node) = event.object() else { return };
         if *node.metadata.name != *self.node.name {
             return;
         }
-        let zone = node
-            .metadata
-            .label(LABEL_ZONE)
-            .filter(|zone| !zone.is_empty());
-        let mut view = self.node.clone();
-        view.zone = zone.map(Into::into);
-        let ips = primary_ips(node);
-        if !ips.is_empty() {
-            view.ips = ips;
+        let mut facts = NodeFacts::of(node);
+        if matches!(event, Event::Delete(_)) {
+            // All else stays as it was: traffic goes on until the machine is gone.
+            facts = NodeFacts {
+                goes: true,
+                ..self.facts.clone()
+            };
         }
+        let view = NodeView {
+            zone: facts.zone.clone(),
+            ..self.node.clone()
+        };
+        self.facts = facts;
         self.set_node(view);
     }
 
-    /// Keeps the problems of an object, and announces new ones.
-    fn note(&mut self, object: String, problems: Vec<Problem>) {
+    fn apply_service_cidr(&mut self, event: Event<Arc<ServiceCidr>>) {
+        let event = event.map(|object| {
+            let key = key_of(&object.metadata);
+            let mut problems = Vec::new();
+            let mut nets = Vec::new();
+            for (i, text) in object.spec.cidrs.iter().enumerate() {
+                match parse_cidr(text) {
+                    Ok(net) => nets.push(net),
+                    Err(e) => problems.push(Problem {
+                        object: ObjectRef::new("ServiceCIDR", &object.metadata),
+                        field: format!("spec.cidrs[{i}]"),
+                        message: e.to_string(),
+                    }),
+                }
+            }
+            self.note(Place::ServiceCidr(key.clone()), problems);
+            (key, Some(nets))
+        });
+        self.service_cidrs.apply(event);
+    }
+
+    /// Keeps the problems of a place, and announces new ones.
+    fn note(&mut self, place: Place, problems: Vec<Problem>) {
         if problems.is_empty() {
-            self.problems.remove(&object);
+            self.problems.remove(&place);
             return;
         }
-        let known = self.problems.get(&object);
+        let known = self.problems.get(&place);
         let new = problems
             .iter()
             .filter(|problem| known.is_none_or(|known| !known.contains(problem)));
         self.news.extend(new.cloned());
-        self.problems.insert(object, problems);
+        self.problems.insert(place, problems);
     }
 
     fn dirty_all(&mut self) {
@@ -361,17 +431,19 @@ impl Store {
             .map_or(&[][..], Vec::as_slice);
         let policy = self.policies.get(&family).copied().unwrap_or_default();
         let mut decided: BTreeMap<&PortName, Decision> = BTreeMap::new();
+        let mut lost = Vec::new();
         for port in ports {
             let slices = self.slices_of(name);
             let (of, protocol) = (&port.name.port, port.name.protocol);
             let endpoints = endpoint::merge(slices, family, of, protocol);
-            if let Some(decision) = decide(port, family, &endpoints, &self.node, policy) {
+            if let Some(mut decision) = decide(port, family, &endpoints, &self.node, policy) {
+                lost.extend(self.claims.settle(port, &mut decision));
                 decided.insert(&port.name, decision);
             }
         }
         let known = self.snapshot.of(family);
         let mut new = Vec::new();
-        for (port, _) in known.range(first_port(name)..) {
+        for (port, _) in known.range(PortName::first(name)..) {
             if port.service != *name {
                 break;
             }
@@ -385,13 +457,31 @@ impl Store {
             }
         }
         let snapshot = self.snapshot.of_mut(family);
-        for (name, new) in new {
+        for (port, new) in new {
             let old = match &new {
-                Some(new) => snapshot.insert(name.clone(), new.clone()),
-                None => snapshot.remove(&name),
+                Some(new) => snapshot.insert(port.clone(), new.clone()),
+                None => snapshot.remove(&port),
             };
-            changes.push(family, PortChange { name, old, new });
+            changes.push(
+                family,
+                PortChange {
+                    name: port,
+                    old,
+                    new,
+                },
+            );
         }
+        self.note(Place::Claims(name.clone(), family), lost);
+    }
+
+    /// Distinct addresses of ready endpoints of a service on this node, over all its ports.
+    /// Terminating ones never count.
+    pub fn local_ready(&self, service: &ServiceName, family: Family) -> usize {
+        let slices = self.slices_of(service);
+        let of_family = slices.filter(|slice| slice.family == family);
+        let endpoints = of_family.flat_map(|slice| &slice.endpoints);
+        let ready = endpoints.filter(|e| e.local && e.ready && !e.terminating);
+        ready.map(|e| e.ip).collect::<BTreeSet<_>>().len()
     }
 
     fn slices_of(&self, service: &ServiceName) -> impl Iterator<Item = &Slice> {
@@ -405,33 +495,6 @@ impl Store {
 
 fn key_of(meta: &ObjectMeta) -> Key {
     (meta.namespace.as_str().into(), meta.name.as_str().into())
-}
-
-/// The least possible port of a service.
-fn first_port(service: &ServiceName) -> PortName {
-    PortName {
-        service: service.clone(),
-        port: "".into(),
-        protocol: Protocol::Tcp,
-    }
-}
-
-/// The first internal (or else external) address of each family.
-fn primary_ips(node: &Node) -> Vec<std::net::IpAddr> {
-    let mut ips: Vec<std::net::IpAddr> = Vec::new();
-    for type_ in ["InternalIP", "ExternalIP"] {
-        for ip in node
-            .status
-            .addresses_of(type_)
-            .filter_map(api::cidr::parse_ip)
-        {
-            if !ips.iter().any(|known| known.is_ipv4() == ip.is_ipv4()) {
-                ips.push(ip);
-            }
-        }
-    }
-    ips.sort_unstable();
-    ips
 }
 
 #[cfg(test)]

@@ -1,114 +1,119 @@
-//! The loop: events mark services dirty, and at its own pace it decides, plans and applies them.
+//! The loop: events mark services dirty, and at its own [`pace`](crate::pace) it decides, plans and
+//! applies them.
+
+mod account;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use api::cidr::Family;
 use linux::rules_monitor::RulesMonitor;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::mpsc::Receiver;
+use tokio::sync::mpsc::{Receiver, UnboundedSender};
 
-use crate::backend::{Backend, Report, Settings};
-use crate::conntrack::{Changed, FlowTable};
+use crate::backend::{Backend, Report};
+use crate::conntrack::{Alarm, Changed, FlowTable};
+use crate::events::Events;
 use crate::health::Health;
-use crate::metrics::Metrics;
-use crate::store::{Input, PortChange, Store};
-
-/// How long the loop waits for more events after the first: a rollout or a slice controller writes
-/// several objects within a millisecond or two.
-const COALESCE: Duration = Duration::from_millis(2);
+use crate::health::checks::Update;
+use crate::local::Local;
+use crate::metrics::{Metrics, NoLocal};
+use crate::model::{ObjectRef, Policy};
+use crate::node::Addresses;
+use crate::pace::{Due, Pace, Pacer};
+use crate::store::{Changes, Input, PortChange, Store};
+use account::Arrivals;
 
 /// Events taken in before a sync, however fast they come.
 const BATCH_MAX: usize = 10_000;
 
-/// Waits after a failed sync; doubled each time.
-const RETRY_FIRST: Duration = Duration::from_millis(100);
-
-/// The longest wait after a failed sync.
-const RETRY_LAST: Duration = Duration::from_secs(10);
-
-/// The longest rest between two syncs. A sync is followed by a rest as long as it took, so that
-/// the programs that share the kernel's rules with us get their turn.
-const REST_MAX: Duration = Duration::from_secs(1);
-
-/// After a verification the next one waits this many times as long as it took, however often
-/// others delete rules of theirs: it lists all rules.
-const VERIFY_REST: u32 = 10;
+/// Problems of objects that are told one by one, of those that come together.
+const PROBLEMS_TOLD_MAX: usize = 20;
 
 /// What the loop is told.
 #[derive(Debug)]
 pub enum Message {
     /// Events that belong together.
-    Inputs(Vec<Input>),
+    Inputs {
+        /// The events.
+        inputs: Vec<Input>,
+        /// When they came in.
+        received: Instant,
+    },
     /// Somebody may have changed our rules.
     Verify,
-    /// Other settings of the rules, for any number of families.
-    Settings(Vec<Settings>),
+    /// The node has these addresses.
+    Addresses(Addresses),
     /// The end. The rules stay.
     Stop,
 }
 
-/// Settings of the loop.
-#[derive(Debug, Clone)]
-pub struct Pace {
-    /// The rules are verified this often.
-    pub sync_period: Duration,
-    /// The shortest time from the end of a sync to the next.
-    pub min_sync_period: Duration,
+/// What the loop works with.
+pub struct Parts {
+    /// The modes' planes, one for each family.
+    pub planes: Vec<(Family, Box<dyn Backend>)>,
+    /// What settings follow from.
+    pub local: Local,
+    /// Whether we keep up.
+    pub health: Arc<Health>,
+    /// Numbers.
+    pub metrics: Arc<Metrics>,
+    /// Tracked connections.
+    pub flows: Box<dyn FlowTable + Send>,
+    /// Where warnings about objects go.
+    pub events: Events,
+    /// Where it is told which health checks to serve.
+    pub checks: UnboundedSender<Update>,
+    /// Called after the first sync.
+    pub on_synced: Box<dyn FnOnce() + Send>,
 }
 
 /// The loop's state.
 pub struct Engine {
     store: Store,
     planes: Vec<(Family, Box<dyn Backend>)>,
-    pace: Pace,
+    local: Local,
+    pacer: Pacer,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
     flows: Box<dyn FlowTable + Send>,
+    events: Events,
+    checks: UnboundedSender<Update>,
+    on_synced: Option<Box<dyn FnOnce() + Send>>,
+    monitor: Option<RulesMonitor>,
     /// Flows to look after once the rules are in.
     changed_flows: BTreeMap<Family, Changed>,
-    monitor: Option<RulesMonitor>,
-    on_synced: Option<Box<dyn FnOnce() + Send>>,
-    /// Nothing is programmed before settings come that only the node's object can tell.
-    waits_for_settings: bool,
-    /// Events came since the last good sync.
-    pending: bool,
-    failures: u32,
+    no_local: BTreeMap<Family, NoLocal>,
+    arrivals: Arrivals,
+    alarm: Alarm,
 }
 
 impl Engine {
-    /// An engine over `planes`, one for each family. `on_synced` is called after the first sync.
-    pub fn new(
-        store: Store,
-        planes: Vec<(Family, Box<dyn Backend>)>,
-        pace: Pace,
-        health: Arc<Health>,
-        metrics: Arc<Metrics>,
-        flows: Box<dyn FlowTable + Send>,
-        on_synced: Box<dyn FnOnce() + Send>,
-    ) -> Self {
+    /// Over an empty store.
+    pub fn new(store: Store, parts: Parts) -> Self {
+        let config = parts.local.config();
+        let pace = Pace {
+            sync_period: config.sync_period,
+            min_sync_period: config.min_sync_period,
+        };
         Self {
             store,
-            planes,
-            pace,
-            health,
-            metrics,
-            flows,
-            changed_flows: BTreeMap::new(),
+            planes: parts.planes,
+            local: parts.local,
+            pacer: Pacer::new(pace, Instant::now()),
+            health: parts.health,
+            metrics: parts.metrics,
+            flows: parts.flows,
+            events: parts.events,
+            checks: parts.checks,
+            on_synced: Some(parts.on_synced),
             monitor: None,
-            on_synced: Some(on_synced),
-            waits_for_settings: false,
-            pending: false,
-            failures: 0,
+            changed_flows: BTreeMap::new(),
+            no_local: BTreeMap::new(),
+            arrivals: Arrivals::default(),
+            alarm: Alarm::default(),
         }
-    }
-
-    /// Programs nothing before the first [`Message::Settings`].
-    #[must_use]
-    pub fn wait_for_settings(mut self) -> Self {
-        self.waits_for_settings = true;
-        self
     }
 
     /// Verifies as soon as others delete rules.
@@ -118,88 +123,137 @@ impl Engine {
         self
     }
 
-    fn due(&self) -> bool {
-        self.pending && self.store.ready() && !self.waits_for_settings
+    fn ready(&self) -> bool {
+        self.store.ready() && self.local.is_complete()
     }
 
     /// Runs until told to stop or until nobody can tell any more.
     pub async fn run(mut self, mut messages: Receiver<Message>) {
         // Without it (a kernel without nf_tables) the periodic verification is all there is.
         let monitor = self.monitor.take().and_then(register);
-        let mut verify_at = Instant::now() + self.pace.sync_period;
-        let mut verify_rest_until = Instant::now();
-        let mut not_before = Instant::now();
         // The same tables in both families.
         let tables = self.planes.first().map_or(&[][..], |(_, p)| p.tables());
+        self.reconfigure();
+        self.measure_pressure();
         loop {
-            let mut deadline = if self.due() {
-                verify_at.min(not_before.max(Instant::now() + COALESCE))
-            } else {
-                verify_at
+            let wake = self.pacer.wake(self.ready());
+            let message = tokio::select! {
+                message = tokio::time::timeout_at(wake.into(), messages.recv()) => message,
+                () = deleted_by_others(monitor.as_ref(), tables) => Ok(Some(Message::Verify)),
             };
-            // Collects until a sync is due.
             let mut taken = 0;
-            while taken < BATCH_MAX {
-                let message = tokio::select! {
-                    message = tokio::time::timeout_at(deadline.into(), messages.recv()) => message,
-                    () = deleted_by_others(monitor.as_ref(), tables) => Ok(Some(Message::Verify)),
-                };
-                match message {
-                    Ok(None | Some(Message::Stop)) => return,
-                    Ok(Some(Message::Verify)) => {
-                        verify_at = verify_at.min(verify_rest_until.max(Instant::now() + COALESCE));
-                        break;
-                    }
-                    Ok(Some(Message::Settings(settings))) => {
-                        self.reconfigure(settings);
-                        break;
-                    }
-                    Ok(Some(Message::Inputs(inputs))) => {
-                        taken += inputs.len();
-                        self.feed(inputs);
-                        if self.due() {
-                            deadline = deadline.min(not_before.max(Instant::now() + COALESCE));
-                        }
-                    }
-                    Err(_elapsed) => break,
+            let mut next = match message {
+                Ok(None) => return,
+                Ok(Some(message)) => Some(message),
+                Err(_elapsed) => None,
+            };
+            // What is there already goes into the same sync.
+            while let Some(message) = next {
+                match self.take(message) {
+                    Some(n) => taken += n,
+                    None => return,
                 }
+                next = (taken < BATCH_MAX)
+                    .then(|| messages.try_recv().ok())
+                    .flatten();
             }
-            let start = Instant::now();
-            if start >= verify_at {
-                self.verify();
-                verify_at = Instant::now() + self.pace.sync_period;
-                verify_rest_until = Instant::now() + start.elapsed() * VERIFY_REST;
-            }
-            if self.due() && Instant::now() >= not_before {
-                // Notifications of our own writes are thrown away, not those from before.
-                if monitor.as_ref().is_some_and(|m| m.get_ref().drain(tables)) {
-                    verify_at = verify_at.min(verify_rest_until);
+            let now = Instant::now();
+            match self.pacer.due(now, self.ready()) {
+                Due::Nothing => {}
+                Due::Verify => {
+                    self.verify();
+                    self.measure_pressure();
+                    self.pacer.verified(now, Instant::now());
                 }
-                not_before = Instant::now() + self.sync();
-                if let Some(monitor) = &monitor {
-                    monitor.get_ref().drain(tables);
+                Due::Full => {
+                    self.pacer.full(now);
+                    self.planes.iter_mut().for_each(|(_, p)| p.distrust());
+                    self.pacer.changed(now);
+                }
+                Due::Sync => {
+                    // Notifications of our own writes are thrown away, not those from before.
+                    if monitor.as_ref().is_some_and(|m| m.get_ref().drain(tables)) {
+                        self.pacer.suspect(now);
+                    }
+                    self.sync();
+                    if let Some(monitor) = &monitor {
+                        monitor.get_ref().drain(tables);
+                    }
                 }
             }
         }
     }
 
-    fn feed(&mut self, inputs: Vec<Input>) {
+    /// Takes a message in; returns how many events were in it, or `None` at the end.
+    fn take(&mut self, message: Message) -> Option<usize> {
+        match message {
+            Message::Stop => return None,
+            Message::Verify => self.pacer.suspect(Instant::now()),
+            Message::Addresses(addresses) => {
+                if self.local.set_addresses(addresses) {
+                    self.reconfigure();
+                }
+            }
+            Message::Inputs { inputs, received } => {
+                let n = inputs.len();
+                self.feed(inputs, received);
+                return Some(n);
+            }
+        }
+        Some(1)
+    }
+
+    fn feed(&mut self, inputs: Vec<Input>, received: Instant) {
+        let mut about_node = false;
+        let mut changes = 0;
+        let ready = self.store.ready();
         for input in inputs {
+            about_node |= matches!(input, Input::Node(_) | Input::ServiceCidr(_));
+            changes += u64::from(input.is_change());
             self.store.apply(input);
         }
-        for problem in self.store.take_news() {
-            tracing::warn!("{problem}; left out");
-            self.metrics.problems.add(1);
+        self.tell_problems();
+        for (family, changed) in self.store.take_counts() {
+            self.metrics.changed(family, changed);
         }
-        if !self.pending {
-            self.pending = true;
-            for (family, _) in &self.planes {
-                self.health.queued(*family);
+        let cidrs = || self.store.service_cidrs();
+        if about_node && self.local.set_facts(self.store.facts(), cidrs()) {
+            self.health.node_goes(self.store.facts().goes);
+            self.reconfigure();
+        }
+        // The first sync comes when the lists are complete, even if they are empty.
+        if self.store.is_dirty() || ready != self.store.ready() {
+            if self.store.is_dirty() && ready {
+                self.arrivals.add(received, changes);
             }
+            self.pending();
+        }
+    }
+
+    fn tell_problems(&mut self) {
+        let news = self.store.take_news();
+        self.metrics.problems.add(news.len() as u64);
+        for problem in news.iter().take(PROBLEMS_TOLD_MAX) {
+            let message = format!("{}: {}; left out", problem.field, problem.message);
+            self.events
+                .warning(&problem.object, "UnusableField", message);
+        }
+        if let Some(more) = news.len().checked_sub(PROBLEMS_TOLD_MAX).filter(|n| *n > 0) {
+            tracing::warn!("{more} more parts of objects cannot be used; left out");
+        }
+    }
+
+    fn pending(&mut self) {
+        let now = Instant::now();
+        self.pacer.changed(now);
+        for (family, _) in &self.planes {
+            self.health.queued(*family, now);
+            self.metrics.queued(*family);
         }
     }
 
     fn verify(&mut self) {
+        let mut lost = false;
         for (family, plane) in &mut self.planes {
             if !plane.is_trusted() {
                 continue;
@@ -213,107 +267,175 @@ impl Engine {
                 Err(error) => tracing::warn!("verify {family} rules: {error}"),
             }
             plane.distrust();
-            self.pending = true;
+            lost = true;
+        }
+        if lost {
+            self.pending();
         }
     }
 
-    /// One sync; returns how long to rest.
-    fn sync(&mut self) -> Duration {
-        let start = Instant::now();
-        let changes = self.store.take_changes();
-        for (family, _) in &self.planes {
-            let flows = self.changed_flows.entry(*family).or_default();
-            for change in changes.of(*family) {
-                flows.add(change.old.as_ref(), change.new.as_ref());
-            }
-        }
-        // The programs of both families do not wait for each other.
-        let results: Vec<_> = std::thread::scope(|scope| {
-            let jobs: Vec<_> = self
-                .planes
-                .iter_mut()
-                .map(|(family, plane)| {
-                    scope.spawn(|| sync_plane(plane.as_mut(), changes.of(*family)))
-                })
-                .collect();
-            jobs.into_iter().map(|job| job.join()).collect()
-        });
-        let mut failed = false;
-        for ((family, plane), result) in self.planes.iter_mut().zip(results) {
-            match result {
-                Ok((Ok(report), took)) => {
-                    self.metrics.synced(*family, report.full, took);
-                    self.health.synced(*family);
-                    log(*family, changes.of(*family).len(), report, took);
-                    let flows = self.changed_flows.remove(family).unwrap_or_default();
-                    clean(self.flows.as_mut(), *family, &flows, &self.metrics);
-                    continue;
+    fn measure_pressure(&mut self) {
+        match self.flows.pressure() {
+            Ok(pressure) => {
+                self.metrics.pressure(pressure);
+                if let Some(warning) = self.alarm.look(pressure) {
+                    let node = ObjectRef::node(&self.local.config().node_name);
+                    self.events.warning(&node, "ConntrackFull", warning);
                 }
-                Ok((Err(error), _)) => tracing::error!("{family} rules: {error}"),
-                Err(_panic) => tracing::error!("{family} rules: the sync panicked"),
             }
-            failed = true;
-            self.metrics.failures.add(1);
-            plane.distrust();
+            Err(error) => tracing::debug!("{error}"),
         }
+    }
+
+    /// One sync.
+    fn sync(&mut self) {
+        let began = Instant::now();
+        let changes = self.store.take_changes();
+        let triggers = self.store.take_triggers();
+        self.arrivals.triggered(triggers);
+        self.account(&changes);
+        let mut ok = true;
+        for (family, full, result) in sync_planes(&mut self.planes, &changes) {
+            match result {
+                Ok((report, took)) => {
+                    self.succeeded(family, changes.of(family).len(), report, took)
+                }
+                Err(error) => {
+                    tracing::error!("{family} rules: {error}");
+                    self.metrics.failed(family, full);
+                    ok = false;
+                }
+            }
+        }
+        let ended = Instant::now();
+        if ok {
+            self.arrivals.committed(ended, &self.metrics);
+            self.clean();
+            let snapshot = self.store.snapshot();
+            self.metrics
+                .ports
+                .set(snapshot.v4.len() + snapshot.v6.len());
+            if let Some(on_synced) = self.on_synced.take() {
+                on_synced();
+            }
+        }
+        self.pacer.synced(began, Instant::now(), ok);
+    }
+
+    fn succeeded(&mut self, family: Family, ports: usize, report: Report, took: Duration) {
+        let no_local = self.no_local.get(&family).copied().unwrap_or_default();
+        let plane = self.planes.iter().find(|(of, _)| *of == family);
+        let tables = plane.map(|(_, plane)| plane.rules()).unwrap_or_default();
         self.metrics
-            .ports
-            .set(self.store.snapshot().v4.len() + self.store.snapshot().v6.len());
-        self.pending = failed;
-        if failed {
-            let wait = RETRY_FIRST * 2_u32.saturating_pow(self.failures.min(16));
-            self.failures += 1;
-            return wait.min(RETRY_LAST);
-        }
-        self.failures = 0;
-        if let Some(on_synced) = self.on_synced.take() {
-            on_synced();
-        }
-        start.elapsed().min(REST_MAX).max(self.pace.min_sync_period)
+            .synced(family, report.full, took, no_local, tables);
+        self.health.synced(family, SystemTime::now());
+        log(family, ports, report, took);
     }
 
-    /// Takes other settings: everything is planned anew and compared.
-    fn reconfigure(&mut self, all: Vec<Settings>) {
-        self.waits_for_settings = false;
-        self.pending = true;
-        for settings in all {
-            let family = settings.family;
-            let plane = self.planes.iter_mut().find(|(of, _)| *of == family);
-            let Some((_, plane)) = plane else { continue };
-            if *plane.settings() != settings {
-                let detect_local = settings.detect_local.is_some();
-                self.store.set_detect_local(family, detect_local);
-                plane.reconfigure(settings, self.store.snapshot().of(family));
+    /// Deletes flows that lead to where nobody serves any more. What could not be done is tried
+    /// again after the next sync.
+    fn clean(&mut self) {
+        for (family, changed) in std::mem::take(&mut self.changed_flows) {
+            if changed.is_empty() {
+                continue;
+            }
+            let began = Instant::now();
+            match self.flows.clean(family, &changed) {
+                Ok(deleted) => {
+                    self.metrics.conntrack(family, began.elapsed(), &deleted);
+                    for (port, n) in &deleted {
+                        tracing::info!("{port}: {n} stale UDP flows deleted ({family})");
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        "{family} UDP flows may lead to endpoints that are gone: {error}"
+                    );
+                    self.changed_flows.insert(family, changed);
+                }
             }
         }
     }
+
+    /// Works with the settings that follow from what is known: where they differ, everything is
+    /// planned anew and compared.
+    fn reconfigure(&mut self) {
+        let view = crate::model::NodeView {
+            ips: self.local.node_ips(),
+            ..self.store.node().clone()
+        };
+        self.store.set_node(view);
+        let masquerade_all = self.local.config().masquerade_all;
+        let mut differ = self.store.is_dirty();
+        for (family, plane) in &mut self.planes {
+            let settings = self.local.settings(*family);
+            let policy = Policy {
+                detect_local: settings.detect_local.is_some(),
+                masquerade_all,
+            };
+            self.store.set_policy(*family, policy);
+            let scope = Update::Scope(*family, settings.node_ports.clone());
+            // At the end nobody serves checks any more.
+            let _ended = self.checks.send(scope);
+            if *plane.settings() != settings {
+                plane.reconfigure(settings, self.store.snapshot().of(*family));
+                differ = true;
+            }
+        }
+        if differ {
+            self.pending();
+        }
+    }
 }
 
-/// Sets the changed ports and makes the kernel's rules what is wanted.
-fn sync_plane(
-    plane: &mut dyn Backend,
-    changed: &[PortChange],
-) -> (linux::Result<Report>, Duration) {
-    let begin = Instant::now();
+/// What came of one plane's sync: whether all was to be written, and how it ended.
+type Outcome = (Family, bool, Result<(Report, Duration), String>);
+
+/// Sets the changed ports and makes the kernel's rules what is wanted, in each family.
+fn sync_planes(planes: &mut [(Family, Box<dyn Backend>)], changes: &Changes) -> Vec<Outcome> {
+    let has_work =
+        |family: Family, plane: &dyn Backend| !plane.is_trusted() || !changes.of(family).is_empty();
+    let busy = planes.iter().filter(|(of, p)| has_work(*of, p.as_ref()));
+    if busy.count() < 2 {
+        let one_by_one = planes.iter_mut().map(|(family, plane)| {
+            if !has_work(*family, plane.as_ref()) {
+                return (*family, false, Ok((Report::default(), Duration::ZERO)));
+            }
+            sync_plane(*family, plane.as_mut(), changes.of(*family))
+        });
+        return one_by_one.collect();
+    }
+    // Where programs are run, those of both families do not wait for each other.
+    std::thread::scope(|scope| {
+        let jobs: Vec<_> = planes
+            .iter_mut()
+            .map(|(family, plane)| {
+                let family = *family;
+                let changed = changes.of(family);
+                (
+                    family,
+                    scope.spawn(move || sync_plane(family, plane.as_mut(), changed)),
+                )
+            })
+            .collect();
+        let join = |(family, job): (Family, std::thread::ScopedJoinHandle<'_, Outcome>)| {
+            job.join()
+                .unwrap_or_else(|_panic| (family, true, Err("the sync panicked".to_owned())))
+        };
+        jobs.into_iter().map(join).collect()
+    })
+}
+
+fn sync_plane(family: Family, plane: &mut dyn Backend, changed: &[PortChange]) -> Outcome {
+    let began = Instant::now();
+    let full = !plane.is_trusted();
     plane.set(changed);
-    (plane.sync(), begin.elapsed())
-}
-
-/// Deletes flows that lead to where nobody serves any more.
-fn clean(table: &mut dyn FlowTable, family: Family, changed: &Changed, metrics: &Metrics) {
-    if changed.is_empty() {
-        return;
+    let result = plane.sync();
+    if result.is_err() {
+        plane.distrust();
     }
-    match table.clean(family, changed) {
-        Ok(0) => {}
-        Ok(deleted) => {
-            metrics.conntrack_deleted.add(deleted);
-            tracing::debug!(deleted, "{family}: stale UDP flows");
-        }
-        Err(error) => {
-            tracing::warn!("{family} UDP flows may lead to endpoints that are gone: {error}")
-        }
-    }
+    let result = result.map(|report| (report, began.elapsed()));
+    (family, full, result.map_err(|error| error.to_string()))
 }
 
 #[expect(
@@ -356,3 +478,6 @@ fn log(family: Family, ports: usize, report: Report, took: Duration) {
         tracing::debug!(ports, objects, rules, deleted, ?took, "{family}: sync");
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,12 +2,13 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use api::core::{Node, Service};
 use api::discovery::EndpointSlice;
-use api::watch::Event;
+use api::networking::ServiceCidr;
 use client::{Client, Resource, Selection};
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use tokio::sync::mpsc::Sender;
 
 use crate::manifests::{Manifests, ManifestsError};
@@ -35,41 +36,101 @@ pub struct Sink {
 impl Sink {
     /// Passes events on; false when nobody is there any more.
     pub async fn send(&self, inputs: Vec<Input>) -> bool {
+        let received = Instant::now();
         if let Some(also) = &self.also {
             for input in &inputs {
                 also(input);
             }
         }
-        self.messages.send(Message::Inputs(inputs)).await.is_ok()
+        let message = Message::Inputs { inputs, received };
+        self.messages.send(message).await.is_ok()
     }
 }
 
+/// The services that have rules: headless ones have none.
+const FIELDS: &str = "spec.clusterIP!=None";
+
+/// How long an API server that does not answer is left alone.
+const PROBE_REST: Duration = Duration::from_secs(1);
+
+/// An API server that has no ServiceCIDRs is asked again after this time: it may have been updated.
+const ABSENT_REST: Duration = Duration::from_secs(300);
+
 /// Watches an API server, for ever. DNS wants to know of services, too, that have no rules.
 pub async fn api_server(client: Client, node: &str, for_dns: bool, sink: Sink) {
-    let selection = |label: &str| {
-        if for_dns {
-            Selection::default()
-        } else {
-            Selection::labels(format!("!{label}"))
-        }
+    tokio::spawn(service_cidrs(client.clone(), sink.clone()));
+    let (of_services, of_slices) = if for_dns {
+        (Selection::default(), Selection::default())
+    } else {
+        let services = services_selection(&client).await;
+        (services, Selection::labels(format!("!{LABEL_HEADLESS}")))
     };
     let services = client
-        .watch::<Service>(Resource::SERVICES, selection(LABEL_OTHER_PROXY))
+        .watch::<Service>(Resource::SERVICES, of_services)
         .map(|event| Input::Service(event.map(|service| Arc::new(slim(service)))));
     let slices = client
-        .watch::<EndpointSlice>(Resource::ENDPOINT_SLICES, selection(LABEL_HEADLESS))
+        .watch::<EndpointSlice>(Resource::ENDPOINT_SLICES, of_slices)
         .map(|event| Input::Slice(event.map(Arc::new)));
     let own = Selection::fields(format!("metadata.name={node}"));
     let nodes = client
         .watch::<Node>(Resource::NODES, own)
         .map(|event| Input::Node(event.map(Arc::new)));
     let all = futures::stream::select(services, futures::stream::select(slices, nodes));
-    // Events that are there already go together.
-    let mut all = all.ready_chunks(EVENTS_TOGETHER);
+    pass_on(all, &sink).await;
+}
+
+/// Passes events on that are there already together.
+async fn pass_on(events: impl Stream<Item = Input> + Unpin, sink: &Sink) {
+    let mut all = events.ready_chunks(EVENTS_TOGETHER);
     while let Some(inputs) = all.next().await {
         if !sink.send(inputs).await {
             return;
         }
+    }
+}
+
+/// Selects services as kube-proxy does. Servers of before 1.31 cannot select by cluster IP.
+async fn services_selection(client: &Client) -> Selection {
+    let labels = format!("!{LABEL_OTHER_PROXY}");
+    let selection = Selection::labels(labels);
+    let fields = Selection {
+        fields: FIELDS.to_owned(),
+        ..selection.clone()
+    };
+    if can_list(client, Resource::SERVICES, &fields).await {
+        fields
+    } else {
+        tracing::info!("the API server cannot select services by {FIELDS}: all are watched");
+        selection
+    }
+}
+
+/// ServiceCIDRs, which older API servers do not have, or keep from us.
+async fn service_cidrs(client: Client, sink: Sink) {
+    let resource = Resource::of::<ServiceCidr>();
+    let mut told = false;
+    while !can_list(&client, resource, &Selection::default()).await {
+        if !told {
+            tracing::info!("no ServiceCIDRs can be read: networks of cluster IPs are not known");
+            told = true;
+        }
+        tokio::time::sleep(ABSENT_REST).await;
+    }
+    let events = client
+        .watch::<ServiceCidr>(resource, Selection::default())
+        .map(|event| Input::ServiceCidr(event.map(Arc::new)));
+    pass_on(events, &sink).await;
+}
+
+/// Whether the server lists such objects; waits until it has answered.
+async fn can_list(client: &Client, resource: Resource, selection: &Selection) -> bool {
+    loop {
+        match client.probe(resource, selection).await {
+            Ok(()) => return true,
+            Err(error) if matches!(error.code(), Some(400 | 403 | 404)) => return false,
+            Err(error) => tracing::debug!("{error}"),
+        }
+        tokio::time::sleep(PROBE_REST).await;
     }
 }
 
@@ -112,16 +173,4 @@ pub fn manifests(dir: &Path, sink: Sink) -> Result<(), ManifestsError> {
             what: "start a thread",
             source,
         })
-}
-
-/// Whether an event says that the own node is being taken away; `None`: it says nothing about it.
-pub fn node_goes(input: &Input) -> Option<bool> {
-    const AUTOSCALER: &str = "ToBeDeletedByClusterAutoscaler";
-    match input {
-        Input::Node(Event::InitApply(node) | Event::Apply(node)) => Some(
-            node.metadata.deletion_timestamp.is_some()
-                || node.spec.taints.iter().any(|taint| taint.key == AUTOSCALER),
-        ),
-        _ => None,
-    }
 }

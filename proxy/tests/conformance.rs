@@ -6,10 +6,8 @@
 mod cases;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use api::cidr::{Family, parse_cidr, parse_ip};
-use api::core::Node;
 use api::watch::Event;
 use cases::{Case, File, NODE, Row, Setting};
 use proxy::backend::iptables::desired::Desired;
@@ -102,6 +100,7 @@ fn plan(file: &File, case: &Case, setting: &Setting, family: Family) -> (Desired
         random_fully: true,
         drop_invalid: true,
         dns_ips: dns.clone(),
+        service_cidrs: Vec::new(),
     };
     let policy = Policy {
         detect_local: settings.detect_local.is_some(),
@@ -135,11 +134,7 @@ fn inputs<'a>(objects: impl Iterator<Item = &'a Value>) -> Vec<Input> {
     for object in objects {
         let (found, complaints) = parse_documents(&object.to_string());
         assert_eq!(complaints, Vec::<String>::new());
-        inputs.extend(found.into_iter().map(|object| match object {
-            Object::Service(service) => Input::Service(Event::InitApply(service)),
-            Object::Slice(slice) => Input::Slice(Event::InitApply(slice)),
-            Object::Node(node) => Input::Node(Event::InitApply(Arc::<Node>::clone(&node))),
-        }));
+        inputs.extend(found.into_iter().map(Object::listed));
     }
     inputs.extend([
         Input::Service(Event::InitDone),

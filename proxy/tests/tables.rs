@@ -66,6 +66,7 @@ fn unavailable(mode: Mode) -> Option<String> {
         random_fully: true,
         drop_invalid: true,
         dns_ips: Vec::new(),
+        service_cidrs: Vec::new(),
     };
     let open = move || backend::open(mode, settings).map(drop);
     match NetNs::anonymous().unwrap().run(open).unwrap() {

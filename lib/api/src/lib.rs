@@ -6,6 +6,7 @@ pub mod cni;
 pub mod core;
 pub mod discovery;
 pub mod meta;
+pub mod networking;
 pub mod quantity;
 pub mod selector;
 pub mod watch;

@@ -9,6 +9,7 @@
 mod backoff;
 mod config;
 mod error;
+pub mod events;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 pub mod flags;

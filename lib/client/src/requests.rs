@@ -104,6 +104,21 @@ impl Client {
         crate::watch::list(self, resource, selection).await
     }
 
+    /// Whether the server would list such objects.
+    ///
+    /// # Errors
+    /// As [`Client::get`]: code 400 when it cannot select so, 404 when it has no such kind.
+    pub async fn probe(&self, resource: Resource, selection: &Selection) -> Result<()> {
+        let path = resource.path(selection.namespace.as_deref(), None, None);
+        let query = query(&[
+            ("limit", "1"),
+            ("labelSelector", &selection.labels),
+            ("fieldSelector", &selection.fields),
+        ]);
+        self.bytes(Method::GET, &path, Some(&query), None).await?;
+        Ok(())
+    }
+
     /// Makes an object; gives what the server made of it.
     ///
     /// # Errors

@@ -10,6 +10,11 @@ use crate::nfnetlink::{Message, NfSocket, attribute, put, put_nested};
 const NEW: u16 = 0x100;
 const GET: u16 = 0x101;
 const DELETE: u16 = 0x102;
+const GET_STATS_CPU: u16 = 0x104;
+
+/// `CTA_STATS_INSERT_FAILED` and `CTA_STATS_DROP` of one processor.
+const CTA_STATS_INSERT_FAILED: u16 = 9;
+const CTA_STATS_DROP: u16 = 10;
 
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
@@ -85,6 +90,15 @@ impl fmt::Display for Flow {
     }
 }
 
+/// How the table has fared, over all processors, since the network namespace exists.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Connections that could not be entered since another one had the same tuple by then.
+    pub insert_failed: u64,
+    /// Packets dropped since the table was full or had no memory.
+    pub dropped: u64,
+}
+
 /// The connection table of the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub struct Conntrack {
@@ -131,6 +145,25 @@ impl Conntrack {
         }
         flows.retain(|flow| flow.protocol == protocol);
         Ok(flows)
+    }
+
+    /// How the table has fared.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn stats(&mut self) -> Result<Stats> {
+        let mut stats = Stats::default();
+        let number = |message: &Message<'_>, kind| {
+            let bytes = attribute(message.attributes, kind).and_then(|v| v.try_into().ok());
+            u64::from(bytes.map_or(0, u32::from_be_bytes))
+        };
+        let each = |message: Message<'_>| {
+            stats.insert_failed += number(&message, CTA_STATS_INSERT_FAILED);
+            stats.dropped += number(&message, CTA_STATS_DROP);
+        };
+        let op = "read connection statistics";
+        self.socket.dump(op, GET_STATS_CPU, 0, &[], each)?;
+        Ok(stats)
     }
 
     /// Deletes exactly this entry; false when it is gone already.

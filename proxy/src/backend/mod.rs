@@ -26,6 +26,17 @@ pub struct Report {
     pub full: bool,
 }
 
+/// How many rules of ours a table has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TableRules {
+    /// Name of the table.
+    pub table: &'static str,
+    /// All.
+    pub total: usize,
+    /// Written by the last sync.
+    pub last: usize,
+}
+
 /// One family's services in the kernel, as one mode keeps them.
 pub trait Backend: Send {
     /// Settings it works with.
@@ -60,6 +71,11 @@ pub trait Backend: Send {
     /// # Errors
     /// The kernel's refusal.
     fn cleanup(&mut self) -> linux::Result<()>;
+
+    /// Rules by table, where the mode has such.
+    fn rules(&self) -> Vec<TableRules> {
+        Vec::new()
+    }
 
     /// Names of the nf_tables tables that have objects of ours: what is deleted there by others is
     /// looked into at once.

@@ -44,6 +44,8 @@ pub struct Settings {
     pub drop_invalid: bool,
     /// Addresses of cluster DNS on loopback: node ports are not served on them.
     pub dns_ips: Vec<IpAddr>,
+    /// Networks of cluster IPs, sorted; empty where they are not known.
+    pub service_cidrs: Vec<IpNetwork>,
 }
 
 impl Settings {

@@ -12,19 +12,11 @@ fn inputs(text: &str, event: fn(Object) -> Input) -> Vec<Input> {
 }
 
 fn apply(object: Object) -> Input {
-    match object {
-        Object::Service(service) => Input::Service(Event::Apply(service)),
-        Object::Slice(slice) => Input::Slice(Event::Apply(slice)),
-        Object::Node(node) => Input::Node(Event::Apply(node)),
-    }
+    object.applied()
 }
 
 fn delete(object: Object) -> Input {
-    match object {
-        Object::Service(service) => Input::Service(Event::Delete(service)),
-        Object::Slice(slice) => Input::Slice(Event::Delete(slice)),
-        Object::Node(node) => Input::Node(Event::Delete(node)),
-    }
+    object.deleted()
 }
 
 /// A manifest, and the event made of it.

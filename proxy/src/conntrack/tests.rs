@@ -56,7 +56,7 @@ fn flow(to: &str, really: &str) -> Flow {
 fn check(changed: &Changed, to: &str, really: &str, stale: bool) {
     let local = |ip: IpAddr| ip == IpAddr::from([192, 168, 0, 2]);
     assert_eq!(
-        changed.is_stale(&flow(to, really), local),
+        changed.stale(&flow(to, really), local).is_some(),
         stale,
         "{to} ({really})"
     );

@@ -192,14 +192,21 @@ pub fn decide(
             _ => Verdict::Reject,
         }
     };
+    // An address that is listed as several kinds is the least restricted of them.
+    let external_ips: Vec<IpAddr> = of_family(&shared.external_ips, family)
+        .filter(|ip| *ip != cluster_ip)
+        .collect();
+    let balancer_ips = of_family(&shared.balancer_ips, family)
+        .filter(|ip| *ip != cluster_ip && !external_ips.contains(ip))
+        .collect();
     Some(Decision {
         name: port.name.clone(),
         family,
         port: port.port,
         cluster_ip: Some(cluster_ip)
             .filter(|ip| !(port.port == DNS_PORT && node.dns_ips.contains(ip))),
-        external_ips: of_family(&shared.external_ips, family).collect(),
-        balancer_ips: of_family(&shared.balancer_ips, family).collect(),
+        external_ips,
+        balancer_ips,
         source_filter: source_filter(port, family, node),
         node_port: port.node_port,
         affinity_seconds: shared.affinity_seconds,
@@ -226,7 +233,9 @@ fn contains(set: Option<&[usize]>, i: usize) -> bool {
 
 /// Distinct addresses of ready endpoints on this node; terminating ones never count.
 fn local_ready(endpoints: &[Endpoint]) -> usize {
-    let ready = endpoints.iter().filter(|e| e.local && e.ready);
+    let ready = endpoints
+        .iter()
+        .filter(|e| e.local && e.ready && !e.terminating);
     let mut ips: Vec<IpAddr> = ready.map(|e| e.ip).collect();
     ips.sort_unstable();
     ips.dedup();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use api::cidr::{Family, parse_ip};
 use api::discovery::EndpointSlice;
 
-use super::{Problem, Protocol};
+use super::{ObjectRef, Problem, Protocol, quoted};
 
 /// Which nodes a slice's hint names.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -77,10 +77,7 @@ pub fn parse(slice: &EndpointSlice, node: &str) -> (Option<Slice>, Vec<Problem>)
     let mut problems = Vec::new();
     let mut problem = |field: String, message: String| {
         problems.push(Problem {
-            object: format!(
-                "EndpointSlice {}/{}",
-                slice.metadata.namespace, slice.metadata.name
-            ),
+            object: ObjectRef::new("EndpointSlice", &slice.metadata),
             field,
             message,
         });
@@ -90,7 +87,10 @@ pub fn parse(slice: &EndpointSlice, node: &str) -> (Option<Slice>, Vec<Problem>)
         "IPv6" => Family::V6,
         "FQDN" => return (None, problems),
         other => {
-            problem("addressType".to_owned(), format!("{other:?} is unknown"));
+            problem(
+                "addressType".to_owned(),
+                format!("{} is unknown", quoted(other)),
+            );
             return (None, problems);
         }
     };
@@ -103,7 +103,8 @@ pub fn parse(slice: &EndpointSlice, node: &str) -> (Option<Slice>, Vec<Problem>)
             continue;
         }
         let Some(protocol) = Protocol::parse(port.protocol.as_deref().unwrap_or_default()) else {
-            let text = format!("{:?} is unknown", port.protocol.as_deref().unwrap_or(""));
+            let text = port.protocol.as_deref().unwrap_or_default();
+            let text = format!("{} is unknown", quoted(text));
             problem(format!("ports[{i}].protocol"), text);
             continue;
         };
@@ -122,7 +123,7 @@ pub fn parse(slice: &EndpointSlice, node: &str) -> (Option<Slice>, Vec<Problem>)
         };
         let ip = parse_ip(text).filter(|ip| Family::of(*ip) == family);
         let Some(ip) = ip else {
-            let text = format!("{text:?} is no {family} address");
+            let text = format!("{} is no {family} address", quoted(text));
             problem(format!("endpoints[{i}].addresses[0]"), text);
             continue;
         };

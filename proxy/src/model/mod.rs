@@ -4,6 +4,7 @@
 //! [`decide`] puts both together into one [`Decision`] per service port and family. Everything in
 //! here is pure.
 
+pub mod claims;
 pub mod decide;
 pub mod endpoint;
 pub mod service;
@@ -15,6 +16,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use api::cidr::Family;
+use api::meta::ObjectMeta;
 
 pub use decide::{BySource, Decision, Path, Set, Source, SourceFilter, Verdict};
 
@@ -95,6 +97,17 @@ pub struct PortName {
     pub protocol: Protocol,
 }
 
+impl PortName {
+    /// The least possible port of a service.
+    pub fn first(service: &ServiceName) -> Self {
+        Self {
+            service: service.clone(),
+            port: "".into(),
+            protocol: Protocol::Tcp,
+        }
+    }
+}
+
 impl fmt::Display for PortName {
     /// `namespace/name:port`, without the colon for a port without a name; no protocol.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -106,11 +119,79 @@ impl fmt::Display for PortName {
     }
 }
 
+/// The longest name that messages show.
+const NAME_SHOWN_MAX: usize = 100;
+
+/// Names an object, for messages and Events.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ObjectRef {
+    /// `Service`, `EndpointSlice` or `Node`.
+    pub kind: &'static str,
+    /// Namespace; empty for what has none.
+    pub namespace: Arc<str>,
+    /// Name.
+    pub name: Arc<str>,
+    /// Identity, where it is known.
+    pub uid: Arc<str>,
+}
+
+impl ObjectRef {
+    /// An object with this metadata.
+    pub fn new(kind: &'static str, meta: &ObjectMeta) -> Self {
+        Self {
+            kind,
+            namespace: meta.namespace.as_str().into(),
+            name: meta.name.as_str().into(),
+            uid: meta.uid.as_str().into(),
+        }
+    }
+
+    /// The node itself. As kubelets do in Events, its name stands for its uid.
+    pub fn node(name: &str) -> Self {
+        Self {
+            kind: "Node",
+            namespace: "".into(),
+            name: name.into(),
+            uid: name.into(),
+        }
+    }
+
+    /// A Service of which only the name is known.
+    pub fn service(name: &ServiceName) -> Self {
+        Self {
+            kind: "Service",
+            namespace: name.namespace.clone(),
+            name: name.name.clone(),
+            uid: "".into(),
+        }
+    }
+}
+
+impl fmt::Display for ObjectRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown: String = self.name.chars().take(NAME_SHOWN_MAX).collect();
+        let dots = if shown.len() < self.name.len() {
+            "..."
+        } else {
+            ""
+        };
+        let slash = if self.namespace.is_empty() { "" } else { "/" };
+        write!(f, "{} {}{slash}{shown}{dots}", self.kind, self.namespace)
+    }
+}
+
+/// A value of an object as messages show it: quoted, and cut where it is long.
+pub(crate) fn quoted(text: &str) -> String {
+    let shown: String = text.chars().take(NAME_SHOWN_MAX).collect();
+    let dots = if shown.len() < text.len() { "..." } else { "" };
+    format!("{shown:?}{dots}")
+}
+
 /// A part of an object that could not be used; the rest of it was.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
-    /// Kind and name, e.g. `Service shop/web`.
-    pub object: String,
+    /// The object.
+    pub object: ObjectRef,
     /// Path of the field, e.g. `spec.ports[1].port`.
     pub field: String,
     /// What is wrong with it, with the value.

@@ -9,7 +9,7 @@ use api::cidr::{Family, parse_cidr, parse_ip};
 use api::core::Service;
 use ipnetwork::IpNetwork;
 
-use super::{PortName, Problem, Protocol, ServiceName};
+use super::{ObjectRef, PortName, Problem, Protocol, ServiceName, quoted};
 
 /// `sessionAffinityConfig.clientIP.timeoutSeconds` where none is given, as the API server sets it.
 const AFFINITY_SECONDS_DEFAULT: u32 = 10_800;
@@ -20,6 +20,8 @@ const AFFINITY_SECONDS_MAX: u32 = 86_400;
 /// What all ports of a service share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shared {
+    /// When the service was made (RFC 3339); empty where that is not told.
+    pub created: Arc<str>,
     /// One cluster IP for each family at most.
     pub cluster_ips: Vec<IpAddr>,
     /// External IPs.
@@ -64,6 +66,8 @@ pub struct ServicePort {
     pub port: u16,
     /// Port on the node's addresses.
     pub node_port: Option<u16>,
+    /// Place in the service's list of ports.
+    pub index: u16,
     /// What it has in common with its siblings.
     pub shared: Arc<Shared>,
 }
@@ -117,10 +121,7 @@ pub fn parse(service: &Service) -> Parsed {
         return Parsed::default();
     }
     let mut reader = Reader {
-        object: format!(
-            "Service {}/{}",
-            service.metadata.namespace, service.metadata.name
-        ),
+        object: ObjectRef::new("Service", &service.metadata),
         problems: Vec::new(),
     };
     let shared = Arc::new(reader.shared(service));
@@ -137,7 +138,7 @@ pub fn parse(service: &Service) -> Parsed {
 
 /// Reads values and keeps account of the bad ones.
 struct Reader {
-    object: String,
+    object: ObjectRef,
     problems: Vec<Problem>,
 }
 
@@ -169,7 +170,9 @@ impl Reader {
         let external_local = spec.external_traffic_policy == "Local"
             && (matches!(spec.type_.as_str(), "NodePort" | "LoadBalancer")
                 || !spec.external_ips.is_empty());
+        let created = service.metadata.creation_timestamp.as_deref();
         Shared {
+            created: created.unwrap_or_default().into(),
             cluster_ips,
             external_ips: self.ips("spec.externalIPs", &spec.external_ips),
             balancer_ips: self.balancer_ips(service),
@@ -189,7 +192,10 @@ impl Reader {
             match parse_ip(text) {
                 Some(ip) if !ips.contains(&ip) => ips.push(ip),
                 Some(_) => {}
-                None => self.problem(format!("{field}[{i}]"), format!("{text:?} is no address")),
+                None => self.problem(
+                    format!("{field}[{i}]"),
+                    format!("{} is no address", quoted(text)),
+                ),
             }
         }
         ips
@@ -208,7 +214,7 @@ impl Reader {
                 Some(_) => {}
                 None => self.problem(
                     format!("status.loadBalancer.ingress[{i}].ip"),
-                    format!("{:?} is no address", ingress.ip),
+                    format!("{} is no address", quoted(&ingress.ip)),
                 ),
             }
         }
@@ -250,7 +256,8 @@ impl Reader {
             "ClientIP" => {}
             "" | "None" => return None,
             other => {
-                self.problem("spec.sessionAffinity", format!("{other:?} is unknown"));
+                let text = format!("{} is unknown", quoted(other));
+                self.problem("spec.sessionAffinity", text);
                 return None;
             }
         }
@@ -301,7 +308,8 @@ impl Reader {
         for (i, port) in service.spec.ports.iter().enumerate() {
             let field = |part: &str| format!("spec.ports[{i}].{part}");
             let Some(protocol) = Protocol::parse(&port.protocol) else {
-                self.problem(field("protocol"), format!("{:?} is unknown", port.protocol));
+                let text = format!("{} is unknown", quoted(&port.protocol));
+                self.problem(field("protocol"), text);
                 continue;
             };
             let Some(number) = self.port(&field("port"), port.port) else {
@@ -317,10 +325,8 @@ impl Reader {
                 protocol,
             };
             if !seen.insert(key.clone()) {
-                let text = format!(
-                    "{:?} ({protocol}) is there twice; the first counts",
-                    port.name
-                );
+                let name = quoted(&port.name);
+                let text = format!("{name} ({protocol}) is there twice; the first counts");
                 self.problem(field("name"), text);
                 continue;
             }
@@ -328,6 +334,7 @@ impl Reader {
                 name: key,
                 port: number,
                 node_port,
+                index: u16::try_from(i).unwrap_or(u16::MAX),
                 shared: shared.clone(),
             });
         }

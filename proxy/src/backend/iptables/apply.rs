@@ -11,7 +11,7 @@ use super::diff::{self, Change, Known, Seen};
 use super::observe::{self, Observed};
 use super::render::render;
 use super::rule::{ChainRef, Rule, Table};
-use crate::backend::{Backend, Report, Settings};
+use crate::backend::{Backend, Report, Settings, TableRules};
 use crate::model::{Decision, Decisions, PortName};
 use crate::store::PortChange;
 
@@ -62,6 +62,8 @@ pub struct Plane<R> {
     seen: Option<Seen>,
     /// When the kernel last had all that was written, and by which stamp one can tell.
     intact: Option<(Stamp, Instant)>,
+    /// Rules written by the last sync.
+    last: BTreeMap<Table, usize>,
 }
 
 impl<R: Rules> Plane<R> {
@@ -72,6 +74,7 @@ impl<R: Rules> Plane<R> {
             desired,
             seen: None,
             intact: None,
+            last: BTreeMap::new(),
         }
     }
 
@@ -120,6 +123,10 @@ impl<R: Rules> Plane<R> {
         };
         let report = report(&change, full);
         let since = self.unchanged();
+        self.last.clear();
+        for (chain, rules) in &change.write {
+            *self.last.entry(chain.table).or_default() += rules.len();
+        }
         self.write(change, &mut seen)?;
         self.seen = Some(seen);
         self.intact = self
@@ -168,6 +175,7 @@ impl<R: Rules> Plane<R> {
         Ok(Seen {
             chains: chains.map(|chain| (chain, Known::Something)).collect(),
             hooks: observed.hooks,
+            rules: BTreeMap::new(),
         })
     }
 
@@ -263,6 +271,19 @@ impl<R: Rules + Send> Backend for Plane<R> {
 
     fn cleanup(&mut self) -> linux::Result<()> {
         Self::cleanup(self)
+    }
+
+    fn rules(&self) -> Vec<TableRules> {
+        let number = |of: &BTreeMap<Table, usize>, table| of.get(&table).copied().unwrap_or(0);
+        let tables = [Table::Filter, Table::Nat].map(|table| TableRules {
+            table: table.name(),
+            total: self
+                .seen
+                .as_ref()
+                .map_or(0, |seen| number(&seen.rules, table)),
+            last: number(&self.last, table),
+        });
+        tables.into()
     }
 
     fn tables(&self) -> &'static [&'static str] {

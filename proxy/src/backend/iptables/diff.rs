@@ -12,8 +12,29 @@ use super::rule::{ChainName, ChainRef, Hook, Rule, Table};
 pub enum Known {
     /// It is there, made by an earlier process or changed by someone.
     Something,
-    /// It is there as this process wrote it: a hash of its rules.
-    Written(u64),
+    /// It is there as this process wrote it.
+    Written {
+        /// A hash of its rules.
+        hash: u64,
+        /// How many they are.
+        rules: usize,
+    },
+}
+
+impl Known {
+    fn written(rules: &[Rule]) -> Self {
+        Self::Written {
+            hash: fingerprint(rules),
+            rules: rules.len(),
+        }
+    }
+
+    fn rules(self) -> usize {
+        match self {
+            Self::Something => 0,
+            Self::Written { rules, .. } => rules,
+        }
+    }
 }
 
 /// What is known to be in the kernel of one family.
@@ -23,6 +44,8 @@ pub struct Seen {
     pub chains: BTreeMap<ChainRef, Known>,
     /// Rules in built-in chains that lead into ours: as `iptables-save` printed them.
     pub hooks: BTreeMap<(ChainRef, ChainName), String>,
+    /// How many rules this process wrote that are there.
+    pub rules: BTreeMap<Table, usize>,
 }
 
 /// A change of the kernel's rules: what to write, in one transaction for each table.
@@ -120,11 +143,13 @@ pub fn cleanup(seen: &Seen) -> Change {
 /// What is known after `change` was made.
 pub fn applied(seen: &mut Seen, change: &Change) {
     for (chain, rules) in &change.write {
-        let known = Known::Written(fingerprint(rules));
-        seen.chains.insert(chain.clone(), known);
+        let known = Known::written(rules);
+        let before = seen.chains.insert(chain.clone(), known);
+        count(seen, chain.table, before, Some(known));
     }
     for chain in &change.delete {
-        seen.chains.remove(chain);
+        let before = seen.chains.remove(chain);
+        count(seen, chain.table, before, None);
     }
     let unhooked: BTreeSet<&String> = change.unhook.iter().map(|(_, line)| line).collect();
     seen.hooks
@@ -138,8 +163,14 @@ pub fn applied(seen: &mut Seen, change: &Change) {
     }
 }
 
+fn count(seen: &mut Seen, table: Table, before: Option<Known>, after: Option<Known>) {
+    let total = seen.rules.entry(table).or_default();
+    *total += after.map_or(0, Known::rules);
+    *total = total.saturating_sub(before.map_or(0, Known::rules));
+}
+
 fn differs(seen: &Seen, chain: &ChainRef, rules: &[Rule]) -> bool {
-    seen.chains.get(chain) != Some(&Known::Written(fingerprint(rules)))
+    seen.chains.get(chain) != Some(&Known::written(rules))
 }
 
 fn missing_hooks(desired: &Desired, seen: &Seen) -> Vec<Hook> {

@@ -26,6 +26,7 @@ fn settings() -> Settings {
         random_fully: true,
         drop_invalid: true,
         dns_ips: Vec::new(),
+        service_cidrs: Vec::new(),
     }
 }
 
