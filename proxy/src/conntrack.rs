@@ -12,7 +12,16 @@ use api::cidr::Family;
 use linux::conntrack::{Conntrack, Flow, UDP};
 use linux::{Kernel, sysctl};
 
-use crate::model::{Decision, PortName, Protocol};
+use crate::model::{Decision, PortName, Protocol, ServiceName};
+
+/// Where UDP services are reached.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Frontends {
+    /// Addresses.
+    pub addresses: BTreeSet<SocketAddr>,
+    /// Ports of the node's own addresses.
+    pub node_ports: BTreeSet<u16>,
+}
 
 /// Who serves an address, and on whose behalf.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +38,22 @@ pub struct Changed {
 }
 
 impl Changed {
+    /// All that is served at `frontends` is gone.
+    pub fn gone(frontends: &Frontends) -> Self {
+        let nobody = || Served {
+            by: BTreeSet::new(),
+            port: PortName::first(&ServiceName::new("", "all")),
+        };
+        let Frontends {
+            addresses,
+            node_ports,
+        } = frontends;
+        Self {
+            addresses: addresses.iter().map(|at| (*at, nobody())).collect(),
+            node_ports: node_ports.iter().map(|port| (*port, nobody())).collect(),
+        }
+    }
+
     /// Takes a port's change in: what it was, and what it is now.
     pub fn add(&mut self, old: Option<&Arc<Decision>>, new: Option<&Arc<Decision>>) {
         // What is not there any more serves nobody, unless another port has taken its address.

@@ -10,6 +10,7 @@ pub mod config;
 pub mod conntrack;
 pub mod events;
 pub mod health;
+pub mod kernel_settings;
 pub mod local;
 pub mod manifests;
 pub mod metrics;

@@ -1,4 +1,4 @@
-//! The node this runs on: its addresses, and the kernel settings that the rules need.
+//! The node this runs on: its addresses.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
@@ -111,53 +111,6 @@ pub fn node_port_scope(
             }
             own(all, &|ip| any_contains(nets, ip))
         }
-    }
-}
-
-/// Kernel settings that the rules rely on.
-#[derive(Debug, Clone, Copy)]
-pub struct Needs {
-    /// Node ports on 127.0.0.1.
-    pub localhost: bool,
-    /// Out-of-window packets are not invalid.
-    pub tcp_be_liberal: bool,
-}
-
-/// Makes them so. Each that cannot be set is logged with what will not work.
-pub fn ensure_settings(host: &mut Kernel, needs: Needs) {
-    let mut ensure = |key: &str, value: &str, without: &str| match host.ensure_sysctl(key, value) {
-        Ok(true) => tracing::info!("{key} set to {value}"),
-        Ok(false) => {}
-        Err(error) => tracing::warn!("{error}; {without}"),
-    };
-    if needs.localhost {
-        let without = "node ports do not work on 127.0.0.1";
-        ensure("net/ipv4/conf/all/route_localnet", "1", without);
-    }
-    if needs.tcp_be_liberal {
-        let without = "connections through asymmetric routes may hang";
-        ensure("net/netfilter/nf_conntrack_tcp_be_liberal", "1", without);
-    }
-    // Replies between two pods on one bridge must pass the rules that translate them back.
-    let without = "a pod may not reach services whose endpoint is on the same bridge";
-    for key in ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"] {
-        let key = format!("net/bridge/{key}");
-        if host.sysctl(&key).is_ok() {
-            ensure_one(host, &key, without);
-        }
-    }
-    for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
-        if host.sysctl(key).is_ok_and(|value| value == "0") {
-            tracing::warn!("{key} is 0: nothing is forwarded to endpoints on other machines");
-        }
-    }
-}
-
-fn ensure_one(host: &mut Kernel, key: &str, without: &str) {
-    match host.ensure_sysctl(key, "1") {
-        Ok(true) => tracing::info!("{key} set to 1"),
-        Ok(false) => {}
-        Err(error) => tracing::warn!("{error}; {without}"),
     }
 }
 

@@ -23,6 +23,7 @@ use crate::events::Events;
 use crate::health::checks::{Servers, Update};
 use crate::health::pages::{self, Pages};
 use crate::health::{Health, server};
+use crate::kernel_settings::{self, Needs};
 use crate::local::Local;
 use crate::metrics::Metrics;
 use crate::model::NodeView;
@@ -100,7 +101,7 @@ pub async fn run(config: Config, file: Option<ConfigFile>, flags: &[String]) -> 
         started: Instant::now(),
     };
     serve_pages(&config, &pages)?;
-    prepare(&local)?;
+    prepare(&local);
 
     let (messages, inbox) = mpsc::channel(MESSAGES_MAX);
     let (checks, updates) = mpsc::unbounded_channel();
@@ -139,21 +140,17 @@ fn observe() -> Result<Addresses> {
 /// # Errors
 /// The kernel cannot be asked.
 pub fn init(config: &Config) -> Result<()> {
-    prepare(&Local::new(config.clone(), observe()?))
+    prepare(&Local::new(config.clone(), observe()?));
+    Ok(())
 }
 
-fn prepare(local: &Local) -> Result<()> {
+fn prepare(local: &Local) {
     let config = local.config();
     if let Err(error) = linux::process::set_oom_score_adj(config.oom_score_adj) {
         tracing::info!("{error}");
     }
-    let mut host = Kernel::open().context("open the kernel's door")?;
-    let needs = node::Needs {
-        localhost: local.settings(Family::V4).serves_localhost(),
-        tcp_be_liberal: !config.drop_invalid,
-    };
-    node::ensure_settings(&mut host, needs);
-    Ok(())
+    let localhost = local.settings(Family::V4).serves_localhost();
+    kernel_settings::ensure(&Needs::of(config, localhost));
 }
 
 /// Passes events on to cluster DNS.
@@ -312,11 +309,7 @@ fn start_engine(
 /// Programs are missing, or the kernel's refusal.
 pub fn cleanup(config: &Config) -> Result<()> {
     let local = Local::new(config.clone(), observe()?);
-    for (family, mut plane) in backend::open(config.mode, |of| local.settings(of))? {
-        plane
-            .cleanup()
-            .with_context(|| format!("take away {family} rules"))?;
-    }
+    backend::cleanup(|of| local.settings(of)).context("clean up")?;
     let mut host = Kernel::open().context("open the kernel's door")?;
     node::remove_dns_addresses(&mut host, &config.dns_ips).context("take DNS addresses away")
 }

@@ -7,7 +7,9 @@
     reason = "a failed test panics, a skipped one says so"
 )]
 
+mod api_server;
 mod lab;
+mod operation;
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;

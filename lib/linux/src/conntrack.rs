@@ -1,9 +1,11 @@
 //! Connection tracking: listing and deleting entries (`linux/netfilter/nfnetlink_conntrack.h`).
 
 use std::fmt;
+use std::fs;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::nfnetlink::{Message, NfSocket, attribute, put, put_nested};
 
 /// Subsystem `NFNL_SUBSYS_CTNETLINK` in the upper byte.
@@ -18,6 +20,8 @@ const CTA_STATS_DROP: u16 = 10;
 
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_PROTOINFO: u16 = 4;
+const CTA_TIMEOUT: u16 = 7;
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
 const CTA_FILTER: u16 = 25;
@@ -39,8 +43,46 @@ const CTA_PROTO_DST_PORT: u16 = 3;
 /// How often an interrupted list is started again. What is still missing then was made meanwhile.
 const DUMP_TRIES: usize = 4;
 
+/// `IPPROTO_TCP`.
+pub const TCP: u8 = 6;
+
 /// `IPPROTO_UDP`.
 pub const UDP: u8 = 17;
+
+/// `IPPROTO_SCTP`.
+pub const SCTP: u8 = 132;
+
+/// For protocols with states: the attribute that holds it, and the value of an established one.
+const STATES: [(u8, u16, u8); 2] = [
+    // CTA_PROTOINFO_TCP, TCP_CONNTRACK_ESTABLISHED.
+    (TCP, 1, 3),
+    // CTA_PROTOINFO_SCTP, SCTP_CONNTRACK_ESTABLISHED.
+    (SCTP, 3, 4),
+];
+
+/// The size of the table: `nf_conntrack`'s parameter, the same for all network namespaces.
+const BUCKETS: &str = "/sys/module/nf_conntrack/parameters/hashsize";
+
+/// How many buckets the table has.
+///
+/// # Errors
+/// The kernel has no connection tracking, or does not tell.
+pub fn buckets() -> Result<u64> {
+    let read = || -> io::Result<u64> {
+        let text = fs::read_to_string(BUCKETS)?;
+        text.trim().parse().map_err(io::Error::other)
+    };
+    read().map_err(|e| Error::new(format!("read {BUCKETS}"), e))
+}
+
+/// Gives the table so many buckets.
+///
+/// # Errors
+/// The kernel's refusal: only the first network namespace may.
+pub fn set_buckets(buckets: u64) -> Result<()> {
+    fs::write(BUCKETS, buckets.to_string())
+        .map_err(|e| Error::new(format!("set {BUCKETS} to {buckets}"), e))
+}
 
 /// One direction of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -166,13 +208,48 @@ impl Conntrack {
         Ok(stats)
     }
 
+    /// Adds an entry, established, for so many seconds.
+    ///
+    /// # Errors
+    /// The kernel's refusal: also when there is one with one of its tuples.
+    pub fn create(&mut self, flow: &Flow, seconds: u32) -> Result<()> {
+        let mut body = Vec::new();
+        put_nested(&mut body, CTA_TUPLE_ORIG, |out| {
+            put_tuple(out, flow.protocol, flow.original);
+        });
+        put_nested(&mut body, CTA_TUPLE_REPLY, |out| {
+            put_tuple(out, flow.protocol, flow.reply);
+        });
+        put(&mut body, CTA_TIMEOUT, &seconds.to_be_bytes());
+        if let Some((_, kind, state)) = STATES.iter().find(|(p, ..)| *p == flow.protocol) {
+            put_nested(&mut body, CTA_PROTOINFO, |out| {
+                put_nested(out, *kind, |out| {
+                    put(out, 1, &[*state]);
+                    if flow.protocol == SCTP {
+                        // Verification tags of both directions.
+                        put(out, 2, &[0, 0, 0, 1]);
+                        put(out, 3, &[0, 0, 0, 2]);
+                    }
+                });
+            });
+        }
+        let family = family(flow.original.source.is_ipv6());
+        let op = format!("create connection {flow}");
+        self.socket.create(&op, NEW, family, &body)
+    }
+
     /// Deletes exactly this entry; false when it is gone already.
     ///
     /// # Errors
     /// The kernel's refusal.
     pub fn delete(&mut self, flow: &Flow) -> Result<bool> {
         let mut body = Vec::new();
-        put_nested(&mut body, CTA_TUPLE_ORIG, |out| put_tuple(out, flow));
+        put_nested(&mut body, CTA_TUPLE_ORIG, |out| {
+            put_tuple(out, flow.protocol, flow.original);
+            if let Some(zone) = &flow.zone {
+                put(out, CTA_TUPLE_ZONE, zone);
+            }
+        });
         if let Some(zone) = &flow.zone {
             put(&mut body, CTA_ZONE, zone);
         }
@@ -194,11 +271,11 @@ fn family(ipv6: bool) -> u8 {
     u8::try_from(family).unwrap_or_default()
 }
 
-fn put_tuple(out: &mut Vec<u8>, flow: &Flow) {
+fn put_tuple(out: &mut Vec<u8>, protocol: u8, tuple: Tuple) {
     let Tuple {
         source,
         destination,
-    } = flow.original;
+    } = tuple;
     put_nested(out, CTA_TUPLE_IP, |out| {
         for (ip, v4, v6) in [
             (source.ip(), CTA_IP_V4_SRC, CTA_IP_V6_SRC),
@@ -211,13 +288,10 @@ fn put_tuple(out: &mut Vec<u8>, flow: &Flow) {
         }
     });
     put_nested(out, CTA_TUPLE_PROTO, |out| {
-        put(out, CTA_PROTO_NUM, &[flow.protocol]);
+        put(out, CTA_PROTO_NUM, &[protocol]);
         put(out, CTA_PROTO_SRC_PORT, &source.port().to_be_bytes());
         put(out, CTA_PROTO_DST_PORT, &destination.port().to_be_bytes());
     });
-    if let Some(zone) = &flow.zone {
-        put(out, CTA_TUPLE_ZONE, zone);
-    }
 }
 
 fn parse(message: Message<'_>) -> Option<Flow> {

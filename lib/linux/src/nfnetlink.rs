@@ -29,6 +29,8 @@ const NLA_TYPE_MASK: u16 = 0x3fff;
 const NLM_F_REQUEST: u16 = 1;
 pub(crate) const NLM_F_ACK: u16 = 4;
 const NLM_F_DUMP: u16 = 0x300;
+const NLM_F_EXCL: u16 = 0x200;
+const NLM_F_CREATE: u16 = 0x400;
 const NLM_F_DUMP_INTR: u16 = 0x10;
 /// An answer without the body of what it answers.
 const NLM_F_CAPPED: u16 = 0x100;
@@ -349,6 +351,13 @@ impl NfSocket {
     ) -> Result<()> {
         self.send(op, kind, NLM_F_ACK, family, body)?;
         self.answers(op, each).map(drop)
+    }
+
+    /// Sends an object that must not be there yet, and waits until the kernel has made it.
+    pub(crate) fn create(&mut self, op: &str, kind: u16, family: u8, body: &[u8]) -> Result<()> {
+        let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+        self.send(op, kind, flags, family, body)?;
+        self.answers(op, |_| {}).map(drop)
     }
 
     /// Lists; calls `each` for every object. True when the list was interrupted by changes, so that

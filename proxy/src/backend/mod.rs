@@ -7,9 +7,10 @@ pub mod iptables;
 mod mode;
 mod settings;
 
-pub use mode::{Mode, open};
+pub use mode::{Mode, cleanup, open};
 pub use settings::{DetectLocal, NodePortScope, Settings};
 
+use crate::conntrack::Frontends;
 use crate::model::Decisions;
 use crate::store::PortChange;
 
@@ -71,6 +72,15 @@ pub trait Backend: Send {
     /// # Errors
     /// The kernel's refusal.
     fn cleanup(&mut self) -> linux::Result<()>;
+
+    /// The UDP addresses that are served in the kernel, also by an earlier process. Asked before
+    /// [`Backend::cleanup`], so that flows through them do not outlive what translated them.
+    ///
+    /// # Errors
+    /// The kernel's refusal to tell.
+    fn frontends(&mut self) -> linux::Result<Frontends> {
+        Ok(Frontends::default())
+    }
 
     /// Rules by table, where the mode has such.
     fn rules(&self) -> Vec<TableRules> {

@@ -7,6 +7,7 @@ use linux::iptables::{self, Iptables};
 use super::iptables::apply::Plane;
 use super::iptables::desired::Desired;
 use super::{Backend, Settings};
+use crate::conntrack::{Changed, FlowTable, KernelFlows};
 
 /// How services are programmed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -34,6 +35,43 @@ impl Mode {
             Self::Ebpf => "ebpf",
         }
     }
+}
+
+/// Takes away what any mode left in the kernel, whichever was used last: the one door to every
+/// mode's own cleaning up. A mode that this node cannot have has left nothing.
+///
+/// # Errors
+/// The last of what could not be done; all else was done.
+pub fn cleanup(settings: impl Fn(Family) -> Settings) -> Result<()> {
+    let mut result = Ok(());
+    for mode in Mode::ALL {
+        let planes = match open(mode, &settings) {
+            Ok(planes) => planes,
+            Err(error) => {
+                tracing::debug!("mode {}: {error:#}", mode.name());
+                continue;
+            }
+        };
+        for (family, mut plane) in planes {
+            let cleaned = clean_plane(family, plane.as_mut());
+            if let Err(error) = cleaned.with_context(|| format!("{} {family}", mode.name())) {
+                tracing::warn!("{error:#}");
+                result = Err(error);
+            }
+        }
+    }
+    result
+}
+
+fn clean_plane(family: Family, plane: &mut dyn Backend) -> Result<()> {
+    let gone = Changed::gone(&plane.frontends().context("read what is served")?);
+    plane.cleanup().context("take away what is ours")?;
+    if !gone.is_empty() {
+        KernelFlows
+            .clean(family, &gone)
+            .context("delete flows of services")?;
+    }
+    Ok(())
 }
 
 /// Opens `mode` for each family that the node has. `settings` are those of a family.

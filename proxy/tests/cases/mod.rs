@@ -230,7 +230,7 @@ pub(crate) fn socket(text: &str) -> Option<SocketAddr> {
 }
 
 /// The same text with every IPv4 address `a.b.c.d` as `fd00::a:b:c:d`, networks to match.
-fn in_ipv6(text: &str) -> String {
+pub(crate) fn in_ipv6(text: &str) -> String {
     let mut out = String::new();
     let mut word = String::new();
     for letter in text.chars().chain(['\n']) {

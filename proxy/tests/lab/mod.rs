@@ -120,6 +120,22 @@ impl Place {
         self.run(|| ask(to)).map(|(who, peer, _)| (who, peer))
     }
 
+    /// A page over HTTP: its code, and its text with the headers.
+    pub(crate) fn get(&self, at: &str, page: &str) -> Result<(u16, String), std::io::ErrorKind> {
+        let to: SocketAddr = at.parse().unwrap();
+        let run = || -> std::io::Result<(u16, String)> {
+            let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(1))?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            let request = format!("GET {page} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes())?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text)?;
+            let code = text.split(' ').nth(1).and_then(|code| code.parse().ok());
+            Ok((code.unwrap_or_default(), text))
+        };
+        self.run(run).map_err(|e| e.kind())
+    }
+
     /// A connection that stays open.
     pub(crate) fn connect(&self, to: &str) -> TcpStream {
         let to: SocketAddr = to.parse().unwrap();
@@ -274,10 +290,12 @@ impl Lab {
         ]
         .map(str::to_owned)
         .into();
-        args.extend([
-            "--manifests".to_owned(),
-            self.manifests.display().to_string(),
-        ]);
+        if !self.more.iter().any(|flag| flag.starts_with("--master")) {
+            args.extend([
+                "--manifests".to_owned(),
+                self.manifests.display().to_string(),
+            ]);
+        }
         args.extend(self.more.iter().cloned());
         args
     }
@@ -300,6 +318,27 @@ impl Lab {
         self.wait("the first sync of both families", |lab| {
             lab.log_text().matches("full sync").count() >= before + 2
         });
+    }
+
+    /// Starts the proxy and waits for nothing.
+    pub(crate) fn spawn(&mut self) {
+        self.proxy = Some(self.daemon(self.args()));
+    }
+
+    /// Waits until the proxy has ended by itself.
+    pub(crate) fn exit_code(&mut self) -> Option<i32> {
+        let mut child = self.proxy.take().unwrap();
+        let mut code = None;
+        self.wait("the end of the proxy", |_| {
+            match child.try_wait().unwrap() {
+                Some(status) => {
+                    code = status.code();
+                    true
+                }
+                None => false,
+            }
+        });
+        code
     }
 
     /// Runs the proxy with `--cleanup`.

@@ -1,6 +1,6 @@
 //! The doing: one family's rules in the kernel, through `iptables-restore`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use super::observe::{self, Observed};
 use super::render::render;
 use super::rule::{ChainRef, Rule, Table};
 use crate::backend::{Backend, Report, Settings, TableRules};
+use crate::conntrack::Frontends;
 use crate::model::{Decision, Decisions, PortName};
 use crate::store::PortChange;
 
@@ -236,7 +237,25 @@ impl<R: Rules> Plane<R> {
         if change.is_empty() {
             return Ok(());
         }
-        self.rules.restore(&render(&change))
+        self.rules.restore(&render(&change))?;
+        let used = seen.hooks.keys().map(|(chain, _)| chain.clone());
+        self.drop_idle(&used.collect())
+    }
+
+    /// Deletes built-in chains that are not needed any more: in nf_tables, the first rule makes them.
+    /// The legacy kind has them for ever, and says so.
+    fn drop_idle(&mut self, used: &BTreeSet<ChainRef>) -> linux::Result<()> {
+        let idle = observe::idle_chains(&self.rules.save()?);
+        for chain in idle.intersection(used) {
+            let one = Change {
+                delete: [chain.clone()].into(),
+                ..Change::default()
+            };
+            if let Err(error) = self.rules.restore(&render(&one)) {
+                tracing::debug!(%error, "chain {} stays, empty", chain.name);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -271,6 +290,10 @@ impl<R: Rules + Send> Backend for Plane<R> {
 
     fn cleanup(&mut self) -> linux::Result<()> {
         Self::cleanup(self)
+    }
+
+    fn frontends(&mut self) -> linux::Result<Frontends> {
+        Ok(observe::frontends(&self.rules.save()?))
     }
 
     fn rules(&self) -> Vec<TableRules> {

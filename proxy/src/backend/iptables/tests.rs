@@ -349,3 +349,18 @@ fn a_packet_passes_few_rules_however_many_services() {
         );
     }
 }
+
+#[test]
+fn what_a_listing_says_of_us() {
+    let listing = "*mangle\n:OUTPUT ACCEPT\nCOMMIT\n*filter\n:INPUT DROP\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n-A FORWARD -j DROP\n-A KUBE-SERVICES -d 172.30.0.9/32 -p udp -m udp --dport 9 -j REJECT\nCOMMIT\n*nat\n:PREROUTING ACCEPT\n:OUTPUT ACCEPT\n:KUBE-SERVICES - [0:0]\n:OTHERS - [0:0]\n-A PREROUTING -j KUBE-SERVICES\n-A KUBE-SERVICES -d 172.30.0.1/32 -p udp -m comment --comment \"ns/dns cluster IP\" -m udp --dport 53 -j KUBE-SVC-X\n-A KUBE-SERVICES -d 172.30.0.1/32 -p tcp -m tcp --dport 53 -j KUBE-SVC-Y\n-A KUBE-NODEPORTS -p udp -m udp --dport 30053 -j KUBE-EXT-X\n-A OTHERS -d 10.0.0.1/32 -p udp -m udp --dport 7 -j DNAT\nCOMMIT\n";
+    let found = super::observe::frontends(listing);
+    let addresses: Vec<String> = found.addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(addresses, ["172.30.0.1:53"]);
+    assert_eq!(found.node_ports, [30053].into());
+    let idle = super::observe::idle_chains(listing);
+    let idle: Vec<String> = idle
+        .iter()
+        .map(|c| format!("{} {}", c.table.name(), c.name))
+        .collect();
+    assert_eq!(idle, ["filter OUTPUT", "nat OUTPUT", "mangle OUTPUT"]);
+}
