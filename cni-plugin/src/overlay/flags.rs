@@ -30,6 +30,37 @@ pub struct Args {
     /// Flannel's net-conf.json: networks and backend; flags that say the same win
     #[arg(long, value_name = "FILE")]
     pub net_config_path: Option<PathBuf>,
+    /// Networks and subnets from etcd at these URLs, in place of the Nodes' podCIDRs and of a file
+    #[arg(
+        long,
+        value_name = "URLS",
+        value_delimiter = ',',
+        conflicts_with = "net_config_path"
+    )]
+    pub etcd_endpoints: Vec<String>,
+    /// What all keys in etcd begin with
+    #[arg(long, value_name = "KEY", default_value = "/coreos.com/network")]
+    pub etcd_prefix: String,
+    /// Who signed etcd's certificates
+    #[arg(long, value_name = "FILE")]
+    pub etcd_cafile: Option<PathBuf>,
+    /// This client's certificate for etcd
+    #[arg(long, value_name = "FILE", requires = "etcd_keyfile")]
+    pub etcd_certfile: Option<PathBuf>,
+    /// The key of that certificate
+    #[arg(long, value_name = "FILE", requires = "etcd_certfile")]
+    pub etcd_keyfile: Option<PathBuf>,
+    /// User of etcd
+    #[arg(long, value_name = "NAME", requires = "etcd_password")]
+    pub etcd_username: Option<String>,
+    /// The user's password; better in the environment than on the command line
+    #[arg(
+        long,
+        env = "ETCD_PASSWORD",
+        hide_env_values = true,
+        value_name = "TEXT"
+    )]
+    pub etcd_password: Option<String>,
     /// How packets get from node to node [default: vxlan]
     #[arg(long)]
     pub backend: Option<BackendName>,

@@ -16,12 +16,15 @@ pub mod checksum;
 pub mod condition;
 pub mod daemon;
 pub mod diff;
+#[cfg(feature = "etcd")]
+pub mod etcd;
 pub mod events;
 pub mod files;
 pub mod firewall;
 pub mod flags;
 pub mod health;
 pub mod keys;
+pub mod lease;
 pub mod model;
 pub mod netconf;
 pub mod node;

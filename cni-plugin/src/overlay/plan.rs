@@ -331,7 +331,7 @@ fn tell(
 
 /// The address that the others send to: what the administrator wrote into the Node, else what the
 /// flags say, else the underlay's own.
-fn public(settings: &Settings, family: Family, own: &Own, local: IpAddr) -> IpAddr {
+pub fn public(settings: &Settings, family: Family, own: &Own, local: IpAddr) -> IpAddr {
     let names = node::annotations_of(family);
     let written = |name: &str| {
         let text = own.annotations.get(name)?;

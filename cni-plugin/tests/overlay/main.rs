@@ -8,6 +8,8 @@
     reason = "a failed test panics, a skipped one says so"
 )]
 
+#[cfg(feature = "etcd")]
+mod etcd;
 mod lab;
 mod matrix;
 mod program;

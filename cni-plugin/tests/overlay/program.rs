@@ -22,7 +22,7 @@ const HEALTH: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 10300);
 
 /// The program on a node; killed when dropped.
-struct Program {
+pub(crate) struct Program {
     daemon: Daemon,
     child: Option<Child>,
 }
@@ -35,10 +35,16 @@ impl Program {
         let address = api.serve(listener.unwrap().unwrap()).unwrap();
         let config = dir.join("kubeconfig");
         std::fs::write(&config, kubeconfig(address)).unwrap();
+        let config = config.display().to_string();
+        let flags = [&["--kubeconfig", &config], more].concat();
+        Self::bare(node, &flags)
+    }
+
+    /// Without an API.
+    pub(crate) fn bare(node: &Node, more: &[&str]) -> Self {
+        let dir = node.dir.path();
         let path = |name: &str| dir.join(name).display().to_string();
         let args = [
-            "--kubeconfig",
-            &path("kubeconfig"),
             "--node-name",
             &node.settings.node_name,
             "--cni-conf-dir",
@@ -63,7 +69,7 @@ impl Program {
         }
     }
 
-    fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
         self.child = Some(self.daemon.spawn().unwrap());
     }
 
@@ -71,7 +77,7 @@ impl Program {
         std::fs::read_to_string(self.daemon.log.as_ref().unwrap()).unwrap_or_default()
     }
 
-    fn stop(&mut self, signal: Signal) {
+    pub(crate) fn stop(&mut self, signal: Signal) {
         if let Some(mut child) = self.child.take() {
             let pid = i32::try_from(child.id()).unwrap();
             linux::process::signal(pid, signal).unwrap();
@@ -101,7 +107,7 @@ fn page(netns: &NetNs, path: &str) -> Option<(u16, String)> {
     Some((status, body.to_owned()))
 }
 
-fn is_ready(node: &Node) -> bool {
+pub(crate) fn is_ready(node: &Node) -> bool {
     page(&node.netns, "/readyz").is_some_and(|(status, _)| status == 200)
 }
 
