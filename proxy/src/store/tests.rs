@@ -4,6 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod t15;
+
 const SERVICES: u8 = 4;
 const SLICES: u8 = 6;
 

@@ -166,3 +166,58 @@ pub fn hooks(settings: &Settings) -> Vec<Hook> {
     );
     hooks
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The rules of a chain of ours, as they are written.
+    fn written(change: impl FnOnce(&mut Settings), table: Table, name: &str) -> Vec<String> {
+        let mut settings = Settings {
+            family: Family::V4,
+            mark: 0x4000,
+            detect_local: None,
+            node_ports: NodePortScope::All,
+            localhost_node_ports: true,
+            random_fully: true,
+            drop_invalid: true,
+            dns_ips: Vec::new(),
+            service_cidrs: Vec::new(),
+        };
+        change(&mut settings);
+        let rules = chains(&settings).remove(&ChainRef::new(table, name));
+        rules
+            .unwrap_or_default()
+            .iter()
+            .map(ToString::to_string)
+            .collect()
+    }
+
+    /// Table T16: MasqueradeRule.
+    #[test]
+    fn random_fully_where_it_is_known() {
+        for random_fully in [true, false] {
+            let of = |settings: &mut Settings| settings.random_fully = random_fully;
+            let rules = written(of, Table::Nat, names::POSTROUTING);
+            assert!(rules[2].contains("-j MASQUERADE"), "{rules:?}");
+            assert_eq!(
+                rules[2].contains("--random-fully"),
+                random_fully,
+                "{rules:?}"
+            );
+        }
+    }
+
+    /// Table T16: DropInvalidRule.
+    #[test]
+    fn invalid_packets_are_dropped_unless_tcp_is_liberal() {
+        for drop_invalid in [true, false] {
+            let of = |settings: &mut Settings| settings.drop_invalid = drop_invalid;
+            let rules = written(of, Table::Filter, names::FORWARD);
+            let drops = rules
+                .iter()
+                .any(|rule| rule.contains("INVALID") && rule.contains("DROP"));
+            assert_eq!(drops, drop_invalid, "{rules:?}");
+        }
+    }
+}
