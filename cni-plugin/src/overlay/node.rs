@@ -128,15 +128,26 @@ pub fn peer(node: &Node, backend: &Backend, problems: &mut Vec<String>) -> Peer 
 fn reach(node: &Node, family: Family, backend: &Backend) -> Result<Option<Reach>, String> {
     let annotations = &node.metadata.annotations;
     let names = annotations_of(family);
-    let (Some(data), Some(public)) = (annotations.get(names.data), annotations.get(names.public))
+    // WireGuard may carry pods of one family over the other, which is all that a node may have.
+    let other = match (backend, family) {
+        (Backend::WireGuard(_), Family::V4) => Some((PUBLIC_IPV6, Family::V6)),
+        (Backend::WireGuard(_), Family::V6) => Some((PUBLIC_IP, Family::V4)),
+        _ => None,
+    };
+    let public = [Some((names.public, family)), other]
+        .into_iter()
+        .flatten()
+        .find_map(|(name, family)| Some((name, family, annotations.get(name)?)));
+    let (Some(data), Some((public_name, public_family, public))) =
+        (annotations.get(names.data), public)
     else {
         return Ok(None);
     };
     let Some(way) = way(names.data, data, backend)? else {
         return Ok(None);
     };
-    let public = public_ip(public, family)
-        .ok_or_else(|| format!("{}: {public:?} is not an {family} address", names.public))?;
+    let public = public_ip(public, public_family)
+        .ok_or_else(|| format!("{public_name}: {public:?} is not an {public_family} address"))?;
     let subnet = subnets(node)?
         .into_iter()
         .find(|net| Family::of_net(net) == family);

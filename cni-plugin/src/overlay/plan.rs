@@ -85,7 +85,7 @@ fn footing(settings: &Settings, subnet: IpNetwork, underlay: &Underlay) -> Resul
         _ => family,
     };
     let dev = &underlay.dev;
-    let local = underlay.ip(outer).ok_or_else(|| {
+    let outer_ip = underlay.ip(outer).ok_or_else(|| {
         format!(
             "this node has {family} pods ({subnet}), but {dev} has no {outer} address: they reach no other node"
         )
@@ -96,6 +96,8 @@ fn footing(settings: &Settings, subnet: IpNetwork, underlay: &Underlay) -> Resul
         Backend::WireGuard(wg) => Way::WireGuard(wg.public.unwrap_or_default()),
     };
     let dev = settings.backend.device(family);
+    // Pods of one family may travel over the other, and still this node is known by its own.
+    let local = underlay.ip(family).unwrap_or(outer_ip);
     Ok(Footing {
         dev: dev.unwrap_or_else(|| underlay.dev.clone()),
         way,
@@ -318,15 +320,15 @@ fn tell(
         Backend::Vxlan(vxlan) => vxlan.vni,
         _ => 0,
     };
-    BTreeMap::from([
+    let public = public(settings, family, own, footing.local);
+    let public = Some(public).filter(|ip| Family::of(*ip) == family);
+    let public = public.map(|ip| (names.public, ip.to_string()));
+    let told = [
         (names.data, node::data_of(&footing.way, vni)),
-        (
-            names.public,
-            public(settings, family, own, footing.local).to_string(),
-        ),
         (node::BACKEND_TYPE, settings.backend.name().to_owned()),
         (node::SUBNET_MANAGER, "true".to_owned()),
-    ])
+    ];
+    told.into_iter().chain(public).collect()
 }
 
 /// The address that the others send to: what the administrator wrote into the Node, else what the

@@ -1089,6 +1089,12 @@ fn wireguard_with_one_device_for_both() {
         let (plan, entries) = planned_with(&settings, &own(), &under, &peers);
         let mut text: String = entries.values().map(|entry| format!("{entry}\n")).collect();
         text += &format!("{:?}\n", plan.desired.devices["seaway-wg"].addrs);
+        // What is told is of the family that the annotation says, if the node has it at all.
+        let told = |name: &str| plan.annotations.get(name).cloned().flatten();
+        let v4 = under.v4.map(|ip| ip.to_string());
+        assert_eq!(told(node::PUBLIC_IP), v4);
+        assert_eq!(told(node::PUBLIC_IPV6).as_deref(), Some("fd00:31:250::11"));
+        assert!(told(node::BACKEND_DATA).is_some() && told(node::BACKEND_V6_DATA).is_some());
         expect.assert_eq(&text);
     }
 }
@@ -1402,4 +1408,23 @@ fn the_table_of_nftables() {
         ..chain.clone()
     };
     assert!(!plan.is_there(&[closed], &listed(&plan.rules)));
+}
+
+#[test]
+fn wireguard_reaches_a_node_that_has_one_outer_family() {
+    let settings = wireguard(WireGuardMode::Auto);
+    let mut value = node_json(2);
+    let annotations = &mut value["metadata"]["annotations"];
+    annotations[node::BACKEND_TYPE] = json!("wireguard");
+    let data = format!(r#"{{"PublicKey":"{}"}}"#, WgKey([2; 32]));
+    annotations[node::BACKEND_DATA] = json!(data);
+    annotations[node::BACKEND_V6_DATA] = json!(data);
+    annotations
+        .as_object_mut()
+        .unwrap()
+        .remove(node::PUBLIC_IPV6);
+    let mut problems = Vec::new();
+    let peer = node::peer(&node(value), &settings.backend, &mut problems);
+    assert_eq!(problems, [""; 0]);
+    assert_eq!(peer.v6.unwrap().public, ip("172.31.250.12"));
 }

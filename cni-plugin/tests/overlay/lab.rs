@@ -25,15 +25,19 @@ use linux::{Host, Kernel, NetNs};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-/// Everything here takes milliseconds; this is for a machine that is busy.
-const DEADLINE: Duration = Duration::from_secs(20);
+/// Everything here takes milliseconds; this is for a machine that is busy, and longer for one that
+/// says that it is slow.
+pub(crate) fn deadline() -> Duration {
+    let scale = std::env::var("SEAWAY_TIME_SCALE").ok();
+    Duration::from_secs(30) * scale.and_then(|text| text.parse().ok()).unwrap_or(1)
+}
 
 /// Waits for a condition.
 #[track_caller]
 pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < DEADLINE, "waited in vain for {what}");
+        assert!(start.elapsed() < deadline(), "waited in vain for {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -336,7 +340,7 @@ impl Node {
             netns.run(serve).unwrap();
         });
         self.daemon = Some((stop, thread));
-        ready.recv_timeout(DEADLINE).unwrap();
+        ready.recv_timeout(deadline()).unwrap();
     }
 
     /// Stops the daemon, which leaves everything as it is.

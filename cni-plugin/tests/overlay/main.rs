@@ -24,9 +24,7 @@ use linux::link::{LinkChange, NewVxlan};
 use linux::route::{PROTOCOL_BOOT, PROTOCOL_SEAWAY, Route, RouteFilter};
 use linux::{Host, NetNs};
 
-use lab::{Lab, Pod, has_iptables, wait_until};
-
-const TIMEOUT: Duration = Duration::from_secs(10);
+use lab::{Lab, Pod, deadline, has_iptables, wait_until};
 
 fn any(like: IpAddr) -> IpAddr {
     match like {
@@ -44,7 +42,7 @@ fn seen_as(from: &NetNs, to: &NetNs, address: IpAddr) -> IpAddr {
         .unwrap();
     let target = SocketAddr::new(address, listener.local_addr().unwrap().port());
     let client = from
-        .run(|| TcpStream::connect_timeout(&target, TIMEOUT))
+        .run(|| TcpStream::connect_timeout(&target, deadline()))
         .unwrap();
     let _client = client.unwrap_or_else(|e| panic!("TCP to {target}: {e}"));
     listener.accept().unwrap().1.ip()

@@ -2,7 +2,8 @@
 
 use std::net::IpAddr;
 
-use cni_plugin::overlay::backend::{Backend, HostGw, Vxlan};
+use cni_plugin::overlay::backend::{Backend, HostGw, Vxlan, WireGuard, WireGuardMode};
+use cni_plugin::overlay::keys;
 use cni_plugin::overlay::model::Settings;
 use linux::addr::Addr;
 use linux::fdb::FdbEntry;
@@ -379,5 +380,67 @@ fn packets_that_are_too_large_are_answered_with_what_passes() {
             let said = lab::ping_text(&a.netns, *address, size + 1);
             assert!(said.contains(words), "{said}");
         }
+    }
+}
+
+#[test]
+fn wireguard_carries_pods_encrypted() {
+    let test = "wireguard_carries_pods_encrypted";
+    if !nix::unistd::geteuid().is_root() {
+        println!("SKIPPED {test}: needs root");
+        return;
+    }
+    let mut probe = kernel(&NetNs::anonymous().unwrap());
+    if let Err(error) = probe.add_wireguard("wg0", None) {
+        let there = std::path::Path::new("/sys/module/wireguard").exists();
+        assert!(!there, "{error}");
+        println!("SKIPPED {test}: this kernel has no WireGuard ({error})");
+        return;
+    }
+    for mode in [WireGuardMode::Separate, WireGuardMode::Auto] {
+        let wireguard = |settings: &mut Settings| {
+            let mut wg = WireGuard {
+                mode,
+                psk: Some(linux::wireguard::Key([3; 32])),
+                key_file: settings.cni_conf_dir.with_file_name("wireguard.key"),
+                ..WireGuard::default()
+            };
+            keys::load(&mut wg).unwrap();
+            settings.backend = Backend::WireGuard(wg);
+        };
+        let Some(lab) = Lab::with(test, 2, true, &wireguard) else {
+            return;
+        };
+        let v6 = match mode {
+            WireGuardMode::Separate => "seaway-wg-v6",
+            _ => "seaway-wg",
+        };
+        assert_eq!(
+            ways(&lab),
+            [
+                "10.244.2.0/24  seaway-wg".to_owned(),
+                format!("fd00:10:244:2::/64  {v6}")
+            ]
+        );
+        assert_eq!(lab.nodes[0].conflist()["plugins"][0]["mtu"], 1420);
+        // Someone takes the far end away, and the device: both come back.
+        let mut host = lab.nodes[0].kernel();
+        let before = host.wireguard("seaway-wg").unwrap();
+        host.delete_link("seaway-wg").unwrap();
+        wait_until("the device", || {
+            lab.nodes[0]
+                .kernel()
+                .wireguard("seaway-wg")
+                .is_ok_and(|now| {
+                    now.config == before.config
+                        && now
+                            .peers
+                            .iter()
+                            .map(|p| p.key)
+                            .eq(before.peers.iter().map(|p| p.key))
+                })
+                && lab.nodes[0].routes() == 2
+        });
+        all_pods_reach_each_other(&lab);
     }
 }
