@@ -99,6 +99,7 @@ pub(crate) fn node(
                 ("--node-name", &node.name),
                 ("--iface", "eth0"),
                 ("--cluster-cidr", CLUSTER_CIDR),
+                ("--network-policy", "true"),
                 ("--cni-conf-dir", &sub("cni/net.d")),
                 ("--cni-state-dir", &sub("cni/state")),
             ],

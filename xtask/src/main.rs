@@ -6,7 +6,6 @@
 )]
 
 mod bench;
-mod guests;
 mod run;
 mod setup;
 mod test;

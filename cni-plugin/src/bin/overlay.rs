@@ -43,7 +43,14 @@ fn run(args: Args) -> Result<()> {
     log_to_stderr(&args.log_level)?;
     if args.cleanup {
         let settings = flags::settings(&args, linux::kernel::release())?;
-        return daemon::cleanup(&settings).map_err(anyhow::Error::msg);
+        let policies = policy::Enforcer::remove().map_err(|error| error.to_string());
+        let others = daemon::cleanup(&settings);
+        let failed = [others.err(), policies.err()];
+        let failed: Vec<String> = failed.into_iter().flatten().collect();
+        if !failed.is_empty() {
+            bail!(failed.join("\n"));
+        }
+        return Ok(());
     }
     // One thread does it all: the daemon sleeps nearly always, and threads cost memory.
     tokio::runtime::Builder::new_current_thread()
@@ -94,6 +101,15 @@ async fn serve(args: Args) -> Result<()> {
         false => from_etcd(&args).await?,
     };
     let node = source.settings.node_name.clone();
+    match &source.client {
+        Some(client) if args.network_policy => {
+            drop(tokio::spawn(enforce(client.clone(), node.clone())))
+        }
+        None if args.network_policy => {
+            bail!("--network-policy: needs the API, which --etcd-endpoints does without")
+        }
+        _ => {}
+    }
     let publish = |annotations| drop(source.annotations.send_replace(annotations));
     let ready = || {
         if let Err(error) = linux::notify::ready() {
@@ -204,6 +220,20 @@ async fn first_attrs(settings: &Settings) -> Result<cni_plugin::overlay::lease::
 #[expect(clippy::unused_async, reason = "as with etcd")]
 async fn from_etcd(_args: &Args) -> Result<Source> {
     bail!("--etcd-endpoints: this program was built without etcd (cargo feature `etcd`)")
+}
+
+/// Keeps this node's network policies in the kernel, for ever.
+async fn enforce(client: Client, node: String) {
+    let mut wait = WRITE_RETRY.0;
+    loop {
+        let inputs = policy::run::watch(&client, &node);
+        let never = std::future::pending();
+        if let Err(error) = policy::run(&node, inputs, || (), never).await {
+            tracing::error!("network policies are not enforced: {error}");
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(WRITE_RETRY.1);
+    }
 }
 
 /// Ends with SIGTERM or SIGINT. The data path stays as it is.

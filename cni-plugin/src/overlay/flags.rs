@@ -111,6 +111,9 @@ pub struct Args {
     /// What masquerades
     #[arg(long, default_value = "auto")]
     pub masquerade_by: Masquerader,
+    /// Enforce network policies on this node's pods
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = ArgAction::Set)]
+    pub network_policy: bool,
     /// Directory for the CNI configuration
     #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
     pub cni_conf_dir: PathBuf,

@@ -49,6 +49,8 @@ impl Resource {
     pub const EVENTS: Self = Self::core("events");
     /// Endpoint slices.
     pub const ENDPOINT_SLICES: Self = Self::new("discovery.k8s.io", "v1", "endpointslices");
+    /// Network policies.
+    pub const NETWORK_POLICIES: Self = Self::new("networking.k8s.io", "v1", "networkpolicies");
     /// Leases.
     pub const LEASES: Self = Self::new("coordination.k8s.io", "v1", "leases");
     /// Deployments.

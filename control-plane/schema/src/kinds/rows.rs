@@ -10,7 +10,6 @@ const NOT_RUN: &str = "this control plane stores the object but no controller ac
 const NO_QUOTA: &str =
     "this control plane stores quotas and limit ranges but does not enforce them yet";
 const NO_VOLUMES: &str = "this control plane stores persistent volumes and claims but does not bind or provision them yet";
-const NO_POLICY: &str = "network policies are stored but not enforced yet";
 const NO_BUDGET: &str =
     "disruption budgets are honoured by evictions only; their status is not kept up to date yet";
 const NOT_SIGNED: &str =
@@ -589,7 +588,6 @@ static KINDS: &[Kind] = &[
     },
     Kind {
         short_names: &["netpol"],
-        warning: Some(NO_POLICY),
         ..kind(
             "networking.k8s.io",
             "v1",
