@@ -209,13 +209,15 @@ impl Engine {
         let ready = self.store.ready();
         for input in inputs {
             about_node |= matches!(input, Input::Node(_) | Input::ServiceCidr(_));
-            changes += u64::from(input.is_change());
+            let is_change = input.is_change();
             self.store.apply(input);
+            let counts = self.store.take_counts();
+            changes += u64::from(is_change && !counts.is_empty());
+            for (family, changed) in counts {
+                self.metrics.changed(family, changed);
+            }
         }
         self.tell_problems();
-        for (family, changed) in self.store.take_counts() {
-            self.metrics.changed(family, changed);
-        }
         let cidrs = || self.store.service_cidrs();
         if about_node && self.local.set_facts(self.store.facts(), cidrs()) {
             self.health.node_goes(self.store.facts().goes);
