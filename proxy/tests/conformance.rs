@@ -12,13 +12,16 @@ use api::cidr::{Family, parse_cidr, parse_ip};
 use api::watch::Event;
 use cases::{Case, File, NODE, Row, Setting};
 use proxy::backend::iptables::desired::Desired;
+use proxy::backend::ipvs::Options;
+use proxy::backend::ipvs::plan::Context;
 use proxy::backend::{DetectLocal, Mode, Settings};
 use proxy::config::NodePortAddresses;
 use proxy::manifests::{Object, parse_documents};
-use proxy::model::{NodeView, Policy};
+use proxy::model::{Decisions, NodeView, Policy};
 use proxy::node::node_port_scope;
 use proxy::store::{Input, Store};
 use proxy::trace::iptables::{Tracer, has_localnet_rule};
+use proxy::trace::ipvs;
 use proxy::trace::{Packet, World};
 use serde_json::Value;
 
@@ -35,7 +38,9 @@ fn tables() {
             }
         }
     }
-    println!("COUNTED proxy table rows on the plan, iptables: {rows:?}");
+    for mode in ["iptables", "ipvs"] {
+        println!("COUNTED proxy table rows on the plan, {mode}: {rows:?}");
+    }
     assert!(
         failures.is_empty(),
         "{} rows fail:\n{}",
@@ -55,8 +60,11 @@ fn run_case(
     let Some(setting) = file.setting(case, family) else {
         return 0;
     };
-    let (desired, world) = plan(file, case, &setting, family);
+    let (settings, decisions, world) = decide(file, case, &setting, family);
+    let desired = Desired::with(settings.clone(), &decisions);
     let tracer = Tracer::new(&desired);
+    let ipvs = ipvs_plan(settings, &decisions, &world);
+    let ipvs = ipvs::Tracer::new(&ipvs);
     for row in &case.rows {
         let row = Row::parse(row, at);
         let mut world = world.clone();
@@ -68,6 +76,11 @@ fn run_case(
         if got != *row.expect(Mode::Iptables) {
             failures.push(format!("{at}: {}: got {got:?}", row.text));
         }
+        let outcome = ipvs.trace(&packet(&row, &setting, family), &world);
+        let got: BTreeSet<String> = outcome.0.iter().map(ToString::to_string).collect();
+        if got != *row.expect(Mode::Ipvs) {
+            failures.push(format!("{at}, ipvs: {}: got {got:?}", row.text));
+        }
     }
     if let Some(expect) = case.localnet_rule
         && has_localnet_rule(&desired) != (expect && family == Family::V4)
@@ -77,7 +90,26 @@ fn run_case(
     case.rows.len()
 }
 
-fn plan(file: &File, case: &Case, setting: &Setting, family: Family) -> (Desired, World) {
+/// The IPVS plan; the node's addresses are those of the world.
+fn ipvs_plan(
+    settings: Settings,
+    decisions: &Decisions,
+    world: &World,
+) -> proxy::backend::ipvs::desired::Desired {
+    let context = Context {
+        node_ips: world.local.iter().copied().collect(),
+        settings,
+        options: Options::default(),
+    };
+    proxy::backend::ipvs::desired::Desired::with(context, decisions)
+}
+
+fn decide(
+    file: &File,
+    case: &Case,
+    setting: &Setting,
+    family: Family,
+) -> (Settings, Decisions, World) {
     let ips = setting.ips();
     let dns = setting.dns();
     let detect = match (&setting.pod_interface, &setting.cluster_cidr) {
@@ -120,14 +152,14 @@ fn plan(file: &File, case: &Case, setting: &Setting, family: Family) -> (Desired
     assert_eq!(store.take_news(), [], "{}", case.name);
     assert!(store.ready());
     store.take_changes();
-    let desired = Desired::with(settings, store.snapshot().of(family));
+    let decisions = store.snapshot().of(family).clone();
     let mut local = ips;
     local.extend(dns);
     let world = World {
         local,
         ..World::default()
     };
-    (desired, world)
+    (settings, decisions, world)
 }
 
 fn inputs<'a>(objects: impl Iterator<Item = &'a Value>) -> Vec<Input> {

@@ -13,6 +13,7 @@ mod far_end;
 pub mod fdb;
 mod genl;
 pub mod host;
+pub mod ipset;
 pub mod iptables;
 pub mod ipvs;
 pub mod kernel;

@@ -4,11 +4,14 @@
 //! applies (the only part that touches the kernel). The sync loop knows it as a [`Backend`].
 
 pub mod iptables;
+pub mod ipvs;
 mod mode;
 mod settings;
 
 pub use mode::{Mode, cleanup, open};
 pub use settings::{DetectLocal, NodePortScope, Settings};
+
+use std::time::Instant;
 
 use crate::conntrack::Frontends;
 use crate::model::Decisions;
@@ -90,4 +93,9 @@ pub trait Backend: Send {
     /// Names of the nf_tables tables that have objects of ours: what is deleted there by others is
     /// looked into at once.
     fn tables(&self) -> &'static [&'static str];
+
+    /// When the next sync is due although nothing changes.
+    fn due(&self) -> Option<Instant> {
+        None
+    }
 }

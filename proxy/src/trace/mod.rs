@@ -3,6 +3,7 @@
 //! the match over them is exhaustive.
 
 pub mod iptables;
+pub mod ipvs;
 
 use std::collections::BTreeSet;
 use std::fmt;

@@ -1,0 +1,259 @@
+//! One decision becomes the virtual servers of its port and their entries in the sets.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use ipnetwork::IpNetwork;
+use linux::ipvs::{self, Scheduler, ServerId};
+
+use super::Options;
+use super::sets::{Element, Entry, Key, SetId};
+use crate::backend::{NodePortScope, Settings};
+use crate::model::{BySource, Decision, Path, Protocol, Set, SourceFilter, Verdict};
+
+/// All that planning one port needs beside its decision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Context {
+    /// Settings of all modes.
+    pub settings: Settings,
+    /// Settings of this mode.
+    pub options: Options,
+    /// The node's own addresses of this family, loopback and services' addresses left out.
+    pub node_ips: BTreeSet<IpAddr>,
+}
+
+impl Context {
+    /// Where node ports are served.
+    fn node_port_ips(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        let settings = &self.settings;
+        let only = match &settings.node_ports {
+            NodePortScope::All => None,
+            NodePortScope::Only(ips) => Some(ips),
+        };
+        self.node_ips.iter().copied().filter(move |ip| {
+            only.is_none_or(|only| only.contains(ip)) && !settings.dns_ips.contains(ip)
+        })
+    }
+}
+
+/// A virtual server and its destinations.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Virtual {
+    /// Its properties.
+    pub server: ipvs::Server,
+    /// Protocol of its packets: how destinations leave.
+    pub protocol: Protocol,
+    /// Destinations that get new connections, sorted.
+    pub destinations: Arc<[SocketAddr]>,
+}
+
+/// A virtual server with what belongs to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frontend {
+    /// The virtual server, where there is anybody to serve.
+    pub of: Option<Virtual>,
+    /// Its entries in the sets.
+    pub entries: Vec<Entry>,
+    /// An address for the dummy device.
+    pub bind: Option<IpAddr>,
+}
+
+/// One service port's share.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PortPlan {
+    /// Virtual servers.
+    pub frontends: BTreeMap<ServerId, Arc<Frontend>>,
+    /// Endpoints that may reach themselves.
+    pub hairpin: BTreeSet<IpAddr>,
+}
+
+/// Whether pods and the node go to other endpoints than everybody else through external addresses:
+/// then these go to a virtual server of their own, told by a mark.
+pub fn needs_mark(decision: &Decision) -> bool {
+    inside_set(decision).is_some()
+}
+
+fn inside_set(decision: &Decision) -> Option<Set> {
+    let paths = decision.external;
+    match paths.node.verdict {
+        Verdict::Forward(set)
+            if decision.externally_accessible() && paths.outside.verdict != paths.node.verdict =>
+        {
+            Some(set)
+        }
+        Verdict::Forward(_) | Verdict::Reject | Verdict::Drop => None,
+    }
+}
+
+/// Plans one service port; `mark` is the one it has where [`needs_mark`].
+pub fn plan_port(decision: &Decision, context: &Context, mark: Option<u32>) -> PortPlan {
+    let mut planner = Planner {
+        decision,
+        context,
+        sets: BTreeMap::new(),
+        plan: PortPlan::default(),
+    };
+    planner.plan(mark);
+    planner.plan
+}
+
+struct Planner<'a> {
+    decision: &'a Decision,
+    context: &'a Context,
+    /// Each set is made once: the port's virtual servers share it.
+    sets: BTreeMap<Set, Arc<[SocketAddr]>>,
+    plan: PortPlan,
+}
+
+impl Planner<'_> {
+    fn plan(&mut self, mark: Option<u32>) {
+        let decision = self.decision;
+        if let Some(ip) = decision.cluster_ip {
+            self.frontend(ip, decision.port, decision.internal, None, None);
+        }
+        let mark = mark.filter(|_| needs_mark(decision));
+        for ip in &decision.external_ips {
+            self.frontend(*ip, decision.port, decision.external, None, mark);
+        }
+        if let Some(port) = decision.node_port {
+            let context = self.context;
+            for ip in context.node_port_ips() {
+                self.frontend(ip, port, decision.external, None, mark);
+            }
+        }
+        let sources = self.sources();
+        for ip in &decision.balancer_ips {
+            let sources = sources.as_deref();
+            self.frontend(*ip, decision.port, decision.external, sources, mark);
+        }
+        if let (Some(mark), Some(set)) = (mark, inside_set(decision)) {
+            let ipv6 = decision.family == api::cidr::Family::V6;
+            let id = ServerId::Mark { ipv6, mark };
+            let of = self.server(id, set);
+            let frontend = Frontend {
+                of: Some(of),
+                entries: Vec::new(),
+                bind: None,
+            };
+            self.plan.frontends.insert(id, Arc::new(frontend));
+        }
+        if !self.plan.frontends.is_empty() {
+            let here = decision.targets.iter().filter(|target| target.local);
+            self.plan.hairpin = here.map(|target| target.ip).collect();
+        }
+    }
+
+    fn server(&mut self, id: ServerId, set: Set) -> Virtual {
+        let decision = self.decision;
+        let destinations = self.sets.entry(set).or_insert_with(|| {
+            let chosen = decision.set(set);
+            chosen
+                .map(|target| SocketAddr::new(target.ip, target.port))
+                .collect()
+        });
+        let scheduler = self.context.options.scheduler;
+        let options = ipvs::Options {
+            // As kube-proxy: clients behind one address are spread by their ports.
+            hash_port: scheduler == Scheduler::Mh,
+            ..ipvs::Options::default()
+        };
+        Virtual {
+            server: ipvs::Server {
+                id,
+                scheduler: Some(scheduler),
+                options,
+                persistence: decision.affinity_seconds,
+            },
+            protocol: decision.name.protocol,
+            destinations: destinations.clone(),
+        }
+    }
+
+    /// One address and port. `sources`: only these may come.
+    fn frontend(
+        &mut self,
+        ip: IpAddr,
+        port: u16,
+        paths: BySource<Path>,
+        sources: Option<&[IpNetwork]>,
+        mark: Option<u32>,
+    ) {
+        let key = Key {
+            ip,
+            protocol: self.decision.name.protocol,
+            port,
+        };
+        let id = key.server();
+        // The same address can be listed as several kinds; the first is the least restricted.
+        if self.context.options.excludes(ip) || self.plan.frontends.contains_key(&id) {
+            return;
+        }
+        // An address that is the node's own is local already. On the dummy device it would hide
+        // what listens there, and would be taken away with the service.
+        let own = self.context.node_ips.contains(&ip) || ip.is_loopback();
+        let mut entries = vec![(SetId::Frontends, Element::Key(key))];
+        if !own {
+            entries.push((SetId::Addresses, Element::Ip(ip)));
+        }
+        if let Some(sources) = sources {
+            entries.push((SetId::Restricted, Element::Key(key)));
+            let allowed = sources.iter().map(|net| Element::From(key, *net));
+            entries.extend(allowed.map(|element| (SetId::Allowed, element)));
+        }
+        if let Some(mark) = mark {
+            entries.push((SetId::Inside, Element::Mark(key, mark)));
+        }
+        let class = [masquerade(&paths, mark.is_some()), denial(&paths)];
+        let class = class.into_iter().flatten();
+        entries.extend(class.map(|set| (set, Element::Key(key))));
+        let of = match paths.outside.verdict {
+            Verdict::Forward(set) => Some(self.server(id, set)),
+            Verdict::Reject | Verdict::Drop => None,
+        };
+        let frontend = Frontend {
+            of,
+            entries,
+            bind: (!own).then_some(ip),
+        };
+        self.plan.frontends.insert(id, Arc::new(frontend));
+    }
+
+    /// Who may use a balancer's address; `None`: everybody.
+    fn sources(&self) -> Option<Vec<IpNetwork>> {
+        let SourceFilter::Only { nets, own_address } = &self.decision.source_filter else {
+            return None;
+        };
+        let mut sources = nets.clone();
+        if *own_address {
+            sources.extend(
+                self.decision
+                    .balancer_ips
+                    .iter()
+                    .map(|ip| IpNetwork::from(*ip)),
+            );
+        }
+        Some(sources)
+    }
+}
+
+/// The set that says who is masqueraded. With a mark, pods and the node go another way, where the
+/// rules tell them apart by themselves.
+fn masquerade(paths: &BySource<Path>, marked: bool) -> Option<SetId> {
+    match (paths.pod.masquerade, paths.outside.masquerade) {
+        _ if marked => None,
+        (true, true) => Some(SetId::MasqueradeAll),
+        (false, true) => Some(SetId::MasqueradeStrangers),
+        (_, false) => None,
+    }
+}
+
+/// The set that says who is dropped.
+fn denial(paths: &BySource<Path>) -> Option<SetId> {
+    match (paths.node.verdict, paths.outside.verdict) {
+        (Verdict::Drop, _) => Some(SetId::DropAll),
+        (_, Verdict::Drop) => Some(SetId::DropOutside),
+        (_, Verdict::Reject) => Some(SetId::Refuse),
+        (_, Verdict::Forward(_)) => None,
+    }
+}
