@@ -14,7 +14,9 @@ use std::time::Duration;
 use api::cidr::{Family, parse_cidr, parse_ip};
 use ipnetwork::IpNetwork;
 
-use crate::backend::{DetectLocal, Mode};
+use linux::ipvs::{Scheduler, Timeouts};
+
+use crate::backend::{DetectLocal, Mode, ipvs};
 
 pub use args::{Args, DetectLocalMode};
 pub use file::KubeProxyConfiguration;
@@ -108,6 +110,8 @@ pub struct Config {
     pub cluster_domain: String,
     /// Name servers for other names; empty: of /etc/resolv.conf.
     pub dns_upstream: Vec<SocketAddr>,
+    /// Of the mode ipvs.
+    pub ipvs: ipvs::Options,
     /// Everything as the file has it: for `/configz`, and for settings of one mode only.
     pub settings: KubeProxyConfiguration,
 }
@@ -172,7 +176,8 @@ impl Config {
             node_port_addresses: origin.node_port_addresses(&settings)?,
             masquerade_all: common.masquerade_all,
             mark: 1 << common.masquerade_bit,
-            localhost_node_ports: settings.iptables.localhost_node_ports,
+            // Virtual servers are not reached from loopback.
+            localhost_node_ports: settings.iptables.localhost_node_ports && mode != Mode::Ipvs,
             drop_invalid: !conntrack.tcp_be_liberal,
             sync_period: common.sync_period.max(Duration::from_secs(1)),
             min_sync_period: common.min_sync_period,
@@ -184,6 +189,7 @@ impl Config {
             dns_ips: origin.dns_ips(&settings)?,
             cluster_domain: domain,
             dns_upstream: origin.dns_upstream(&settings)?,
+            ipvs: origin.ipvs(&settings)?,
             settings,
         })
     }
@@ -270,6 +276,38 @@ impl Origin<'_> {
                 self.fail("bind-address", "bindAddress", what)
             }
         }
+    }
+
+    fn ipvs(&self, settings: &KubeProxyConfiguration) -> Result<ipvs::Options, ConfigError> {
+        let ipvs = &settings.ipvs;
+        let name = Some(ipvs.scheduler.as_str()).filter(|name| !name.is_empty());
+        let scheduler = match name.map_or(Some(Scheduler::default()), Scheduler::parse) {
+            Some(scheduler) => scheduler,
+            None => {
+                let known: Vec<&str> = Scheduler::ALL.iter().map(|s| s.name()).collect();
+                let what = format!("{:?} is none of {}", ipvs.scheduler, known.join(", "));
+                return self.fail("ipvs-scheduler", "ipvs.scheduler", what);
+            }
+        };
+        let mut exclude = Vec::new();
+        for text in &ipvs.exclude_cidrs {
+            match parse_cidr(text) {
+                Ok(net) => exclude.push(net),
+                Err(error) => {
+                    return self.fail("ipvs-exclude-cidrs", "ipvs.excludeCIDRs", error);
+                }
+            }
+        }
+        Ok(ipvs::Options {
+            scheduler,
+            strict_arp: ipvs.strict_arp,
+            exclude,
+            timeouts: Timeouts {
+                tcp: ipvs.tcp_timeout.0,
+                tcp_fin: ipvs.tcp_fin_timeout.0,
+                udp: ipvs.udp_timeout.0,
+            },
+        })
     }
 
     fn dns_ips(&self, settings: &KubeProxyConfiguration) -> Result<Vec<IpAddr>, ConfigError> {
@@ -381,10 +419,11 @@ fn words(list: &[String]) -> impl Iterator<Item = &str> {
 fn parse_mode(mode: &str) -> Result<Mode, String> {
     match mode {
         "" | "iptables" => Ok(Mode::Iptables),
-        "nftables" | "ipvs" | "ebpf" | "auto" => {
-            Err(format!("{mode} is not there yet; use iptables"))
+        "ipvs" => Ok(Mode::Ipvs),
+        "nftables" | "ebpf" | "auto" => {
+            Err(format!("{mode} is not there yet; use iptables or ipvs"))
         }
-        _ => Err(format!("{mode:?} is unknown; use iptables")),
+        _ => Err(format!("{mode:?} is unknown; use iptables or ipvs")),
     }
 }
 

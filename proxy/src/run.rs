@@ -264,7 +264,8 @@ fn start_engine(
         ips: local.node_ips(),
         dns_ips: config.dns_ips.clone(),
     };
-    let planes = backend::open(config.mode, |of| local.settings(of))?;
+    let planes = backend::open_with(config.mode, &config.ipvs, |of| local.settings(of))?;
+    let others = local.clone();
     for (family, plane) in &planes {
         if plane.settings().detect_local.is_none() && config.detect != Detect::NodeCidr {
             tracing::info!("{family}: no way to tell pods from others is set (--cluster-cidr)");
@@ -278,10 +279,12 @@ fn start_engine(
         flows: Box::new(KernelFlows),
         events,
         checks,
-        on_synced: Box::new(|| {
+        on_synced: Box::new(move || {
             if let Err(error) = linux::notify::ready() {
                 tracing::warn!("{error}");
             }
+            let config = others.config();
+            backend::remove_others(config.mode, &config.ipvs, |of| others.settings(of));
         }),
     };
     let mut engine = Engine::new(Store::new(view, BTreeMap::new()), parts);
@@ -309,7 +312,7 @@ fn start_engine(
 /// Programs are missing, or the kernel's refusal.
 pub fn cleanup(config: &Config) -> Result<()> {
     let local = Local::new(config.clone(), observe()?);
-    backend::cleanup(|of| local.settings(of)).context("clean up")?;
+    backend::cleanup(&config.ipvs, |of| local.settings(of)).context("clean up")?;
     let mut host = Kernel::open().context("open the kernel's door")?;
     node::remove_dns_addresses(&mut host, &config.dns_ips).context("take DNS addresses away")
 }

@@ -127,6 +127,11 @@ impl Engine {
         self.store.ready() && self.local.is_complete()
     }
 
+    /// When a backend wants a sync although nothing changed.
+    fn wanted_at(&self) -> Option<Instant> {
+        self.planes.iter().filter_map(|(_, p)| p.due()).min()
+    }
+
     /// Runs until told to stop or until nobody can tell any more.
     pub async fn run(mut self, mut messages: Receiver<Message>) {
         // Without it (a kernel without nf_tables) the periodic verification is all there is.
@@ -137,6 +142,7 @@ impl Engine {
         self.measure_pressure();
         loop {
             let wake = self.pacer.wake(self.ready());
+            let wake = self.wanted_at().map_or(wake, |at| wake.min(at));
             let message = tokio::select! {
                 message = tokio::time::timeout_at(wake.into(), messages.recv()) => message,
                 () = deleted_by_others(monitor.as_ref(), tables) => Ok(Some(Message::Verify)),
@@ -158,6 +164,9 @@ impl Engine {
                     .flatten();
             }
             let now = Instant::now();
+            if self.wanted_at().is_some_and(|at| at <= now) {
+                self.pacer.changed(now);
+            }
             match self.pacer.due(now, self.ready()) {
                 Due::Nothing => {}
                 Due::Verify => {

@@ -330,8 +330,8 @@ fn bad_flags_end_with_one_line() {
     let program = env!("CARGO_BIN_EXE_proxy");
     let cases: [(&[&str], &str); 4] = [
         (
-            &["--mode", "ipvs"],
-            "proxy: --mode: ipvs is not there yet; use iptables\n",
+            &["--mode", "userspace"],
+            "proxy: --mode: \"userspace\" is unknown; use iptables or ipvs\n",
         ),
         (
             &[

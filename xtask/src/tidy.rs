@@ -73,6 +73,7 @@ const PURE: &[&str] = &[
     "proxy/src/backend/iptables/plan.rs",
     "proxy/src/backend/iptables/rule.rs",
     "proxy/src/backend/iptables/render.rs",
+    "proxy/src/backend/ipvs/rules.rs",
     "control-plane/schema/src",
     "lib/api/src",
 ];

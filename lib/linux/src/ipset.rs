@@ -211,7 +211,9 @@ impl IpSets {
             }
         });
         let op = format!("make set {name} of type {type_name}");
-        self.socket.change(&op, CREATE, family, &body)
+        self.socket
+            .change(&op, CREATE, family, &body)
+            .map_err(explain)
     }
 
     /// Deletes a set; no rule may use it.
@@ -281,13 +283,17 @@ impl IpSets {
     }
 }
 
-/// ipset's own error numbers (`IPSET_ERR_*`) begin where the system's end.
+/// ipset's own error numbers (`IPSET_ERR_PRIVATE`) begin where the system's end.
+const OWN_ERRORS: i32 = 4096;
+
+/// `IPSET_ERR_FIND_TYPE`.
+const NO_SUCH_TYPE: i32 = 4098;
+
 fn explain(error: Error) -> Error {
     match error.errno() {
-        Some(4352..) => {
-            let number = error.errno().unwrap_or_default();
-            let why = io::Error::other(format!("ipset error {number}"));
-            Error::new(error.op, why)
+        Some(NO_SUCH_TYPE) => Error::new(error.op, io::Error::other("the kernel has no such sets")),
+        Some(number @ OWN_ERRORS..) => {
+            Error::new(error.op, io::Error::other(format!("ipset error {number}")))
         }
         _ => error,
     }

@@ -8,7 +8,7 @@ pub mod ipvs;
 mod mode;
 mod settings;
 
-pub use mode::{Mode, cleanup, open};
+pub use mode::{Mode, cleanup, open, open_with, remove_others};
 pub use settings::{DetectLocal, NodePortScope, Settings};
 
 use std::time::Instant;

@@ -6,7 +6,7 @@ use linux::iptables::{self, Iptables};
 
 use super::iptables::apply::Plane;
 use super::iptables::desired::Desired;
-use super::{Backend, Settings};
+use super::{Backend, Settings, ipvs};
 use crate::conntrack::{Changed, FlowTable, KernelFlows};
 
 /// How services are programmed.
@@ -42,10 +42,13 @@ impl Mode {
 ///
 /// # Errors
 /// The last of what could not be done; all else was done.
-pub fn cleanup(settings: impl Fn(Family) -> Settings) -> Result<()> {
+pub fn cleanup(of_ipvs: &ipvs::Options, settings: impl Fn(Family) -> Settings) -> Result<()> {
     let mut result = Ok(());
     for mode in Mode::ALL {
-        let planes = match open(mode, &settings) {
+        if mode == Mode::Ipvs && !ipvs::is_there() {
+            continue;
+        }
+        let planes = match open_with(mode, of_ipvs, &settings) {
             Ok(planes) => planes,
             Err(error) => {
                 tracing::debug!("mode {}: {error:#}", mode.name());
@@ -82,9 +85,22 @@ pub fn open(
     mode: Mode,
     settings: impl Fn(Family) -> Settings,
 ) -> Result<Vec<(Family, Box<dyn Backend>)>> {
+    open_with(mode, &ipvs::Options::default(), settings)
+}
+
+/// Opens `mode` with the settings that only one mode has.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_with(
+    mode: Mode,
+    of_ipvs: &ipvs::Options,
+    settings: impl Fn(Family) -> Settings,
+) -> Result<Vec<(Family, Box<dyn Backend>)>> {
     match mode {
         Mode::Iptables => open_iptables(settings),
-        Mode::Nftables | Mode::Ipvs | Mode::Ebpf => {
+        Mode::Ipvs => ipvs::open(of_ipvs, settings).with_context(|| missing(mode)),
+        Mode::Nftables | Mode::Ebpf => {
             bail!("mode {} is not there yet; use iptables", mode.name())
         }
     }
@@ -101,4 +117,38 @@ fn open_iptables(settings: impl Fn(Family) -> Settings) -> Result<Vec<(Family, B
         Err(error) => tracing::warn!("no IPv6 services: {error}"),
     }
     Ok(all)
+}
+
+/// What to say of a mode that does not work here.
+fn missing(mode: Mode) -> String {
+    let works = |family| Iptables::detect(family).is_ok();
+    let others = if works(iptables::Family::V4) {
+        "modes that work here: iptables"
+    } else {
+        "no other mode works here, either"
+    };
+    format!(
+        "--mode {} does not work on this machine ({others})",
+        mode.name()
+    )
+}
+
+/// Takes away what a process in another mode left behind; called when this mode serves. What cannot
+/// be taken away is told, and is no reason to stop.
+pub fn remove_others(mode: Mode, of_ipvs: &ipvs::Options, settings: impl Fn(Family) -> Settings) {
+    let mut others = Vec::new();
+    if mode != Mode::Iptables {
+        others.push((Mode::Iptables, open_iptables(&settings)));
+    }
+    if mode != Mode::Ipvs && ipvs::is_there() {
+        others.push((Mode::Ipvs, ipvs::open(of_ipvs, &settings)));
+    }
+    for (other, planes) in others {
+        let clean =
+            |(family, mut plane): (Family, Box<dyn Backend>)| clean_plane(family, plane.as_mut());
+        let cleaned = planes.and_then(|planes| planes.into_iter().try_for_each(clean));
+        if let Err(error) = cleaned {
+            tracing::warn!("what mode {} left behind stays: {error:#}", other.name());
+        }
+    }
 }

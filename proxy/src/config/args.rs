@@ -37,7 +37,7 @@ pub struct Args {
     /// Name of this node; default: the host name in lower case
     #[arg(long, value_name = "NAME")]
     pub hostname_override: Option<String>,
-    /// How services are programmed: iptables (nftables, ipvs and ebpf come later)
+    /// How services are programmed: iptables or ipvs (nftables and ebpf come later)
     #[arg(long, visible_alias = "proxy-mode", value_name = "MODE")]
     pub mode: Option<String>,
     /// Networks of the cluster's pods, one for each family at most, separated by commas

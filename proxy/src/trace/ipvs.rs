@@ -5,14 +5,13 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::IpNetwork;
-use linux::ipvs::ServerId;
 
 use super::{Fate, Outcome, Packet, World};
 use crate::backend::DetectLocal;
 use crate::backend::ipvs::desired::Desired;
 use crate::backend::ipvs::plan::Virtual;
 use crate::backend::ipvs::rules::{Action, Hook, Match, rules};
-use crate::backend::ipvs::sets::{Element, Key, SetId};
+use crate::backend::ipvs::sets::{Element, Key, ServerId, SetId};
 use crate::model::Protocol;
 
 /// A plan that packets can be sent through.

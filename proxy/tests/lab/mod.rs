@@ -28,6 +28,12 @@ pub(crate) const PORT: u16 = 8080;
 /// How long anything may take that is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// The same in a guest, where everything takes longer.
+fn patience() -> Duration {
+    let scale = std::env::var("SEAWAY_TIME_SCALE").ok();
+    PATIENCE * scale.and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
 static COUNTER: AtomicU32 = AtomicU32::new(0);
 
 /// One network namespace.
@@ -182,8 +188,8 @@ fn answer(mut stream: TcpStream, name: &str) {
 
 fn ask(to: SocketAddr) -> Result<(String, IpAddr, TcpStream), std::io::ErrorKind> {
     let run = || -> std::io::Result<_> {
-        let stream = TcpStream::connect_timeout(&to, Duration::from_secs(1))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        let stream = TcpStream::connect_timeout(&to, patience() / 10)?;
+        stream.set_read_timeout(Some(patience()))?;
         let mut line = String::new();
         BufReader::new(&stream).read_line(&mut line)?;
         Ok((line, stream))
@@ -271,9 +277,16 @@ impl Lab {
         }
     }
 
-    /// More flags for the proxy.
+    /// More flags for the proxy, or another value for one.
     #[must_use]
     pub(crate) fn with(mut self, flags: &[&str]) -> Self {
+        if let Some(at) = self
+            .more
+            .iter()
+            .position(|known| flags.first() == Some(&known.as_str()))
+        {
+            self.more.drain(at..at + flags.len());
+        }
         self.more
             .extend(flags.iter().map(|flag| (*flag).to_owned()));
         self
@@ -376,7 +389,7 @@ impl Lab {
     /// Waits for a condition; shows rules and log when it does not come.
     #[track_caller]
     pub(crate) fn wait(&self, what: &str, mut done: impl FnMut(&Self) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience();
         while !done(self) {
             if Instant::now() > deadline {
                 panic!(

@@ -25,6 +25,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const TRIES_MIN: usize = 6;
 const TRIES_MAX: usize = 60;
 
+/// How often, and after which rest, a row is asked again where a change is not one transaction.
+const LATE_MAX: u32 = 5;
+const LATE: Duration = Duration::from_millis(100);
+
 /// Source ports are used once in a run, so that no connection meets another's state.
 static PORT: AtomicU16 = AtomicU16::new(0);
 
@@ -124,6 +128,7 @@ impl Runner<'_> {
         let servers = self.place(&endpoints, &sources);
         self.program(None);
         let _others = self.listen_elsewhere(&rows);
+        let mode = self.way.mode;
         for (family, setting, objects, rows) in &self.job.families {
             let sticky = objects
                 .iter()
@@ -133,13 +138,24 @@ impl Runner<'_> {
                     count.sctp += 1;
                     continue;
                 }
-                let got = if sticky {
-                    self.sticky_row(row, *family)
-                } else {
-                    self.row(row, setting)
+                let mut ask = || {
+                    if sticky {
+                        self.sticky_row(row, *family)
+                    } else {
+                        self.row(row, setting)
+                    }
                 };
+                let mut got = ask();
+                // Addresses and virtual servers come one after the other, not in one transaction: the
+                // marker may be there before the row's.
+                let mut again = if mode == Mode::Ipvs { LATE_MAX } else { 0 };
+                while got != *row.expect(mode) && again > 0 {
+                    again -= 1;
+                    std::thread::sleep(LATE);
+                    got = ask();
+                }
                 *count.rows.entry(*family).or_insert(0) += 1;
-                if got != *row.expect(self.way.mode) {
+                if got != *row.expect(mode) {
                     count.fail(format!(
                         "{} {family}: {}: got {got:?}",
                         self.job.name, row.text

@@ -1,7 +1,7 @@
 //! The doing: one family's virtual servers, addresses, rules and sets in the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use linux::ipvs::{Command, Server, ServerId};
@@ -14,7 +14,8 @@ use super::plan::Context;
 use super::sets::{Entry, Key, SetId};
 use super::{Options, rules};
 use crate::backend::{Backend, Report, Settings};
-use crate::model::Decisions;
+use crate::conntrack::Frontends;
+use crate::model::{Decisions, Protocol};
 use crate::store::PortChange;
 
 /// How often destinations that drain are asked for their connections.
@@ -68,6 +69,12 @@ impl<M: Machine> Plane<M> {
     /// The machine.
     pub fn machine(&mut self) -> &mut M {
         &mut self.machine
+    }
+
+    /// The next sync asks destinations that drain, however short ago they were asked.
+    #[cfg(test)]
+    pub(super) fn poll_now(&mut self) {
+        self.poll_at = Some(Instant::now());
     }
 
     fn full_sync(&mut self) -> Result<Report> {
@@ -157,8 +164,12 @@ impl<M: Machine> Plane<M> {
             machine.filter().change(&change.add, &change.replace)?;
         }
         command(machine, &change.raise)?;
-        bind(machine, &change.bind, true)?;
+        if !change.permit.is_empty() {
+            machine.filter().change(&[], &change.permit)?;
+        }
         command(machine, &change.lower)?;
+        // Last of what lets in: an address is reached when all behind it is ready.
+        bind(machine, &change.bind, true)?;
         bind(machine, &change.unbind, false)?;
         if !change.delete.is_empty() {
             machine.filter().change(&[], &change.delete)?;
@@ -170,16 +181,20 @@ impl<M: Machine> Plane<M> {
     /// Only what was touched.
     fn small_sync(&mut self, known: &mut Known) -> Result<Report> {
         let touched = self.desired.take_touched();
+        let before = known.retiring.clone();
         let mut total = self.step(known, &touched, &BTreeSet::new())?;
+        // A service that is gone is not worth a wait unless somebody uses it.
+        let mut ask: BTreeSet<ServerId> = known.retiring.difference(&before).copied().collect();
         if self.poll_at.is_some_and(|at| at <= Instant::now()) {
             self.poll_at = None;
-            let drained = self.drained(known)?;
-            if !drained.is_empty() {
-                let touched = diff::touched_by(&drained);
-                let more = self.step(known, &touched, &drained)?;
-                total.objects += more.objects;
-                total.deleted += more.deleted;
-            }
+            ask = known.draining.iter().map(|(id, _)| *id).collect();
+        }
+        let drained = self.drained(known, &ask)?;
+        if !drained.is_empty() {
+            let touched = diff::touched_by(&drained);
+            let more = self.step(known, &touched, &drained)?;
+            total.objects += more.objects;
+            total.deleted += more.deleted;
         }
         Ok(total)
     }
@@ -195,19 +210,25 @@ impl<M: Machine> Plane<M> {
         Ok(report(&change, false))
     }
 
-    /// Which of the draining destinations have no connection left.
-    fn drained(&mut self, known: &Known) -> Result<BTreeSet<(ServerId, SocketAddr)>> {
+    /// Which of the draining destinations of `ask` have no connection left. One that has ended a
+    /// short while ago still counts, except where the whole service is gone.
+    fn drained(
+        &mut self,
+        known: &Known,
+        ask: &BTreeSet<ServerId>,
+    ) -> Result<BTreeSet<(ServerId, SocketAddr)>> {
         let mut drained = BTreeSet::new();
-        let ids: BTreeSet<ServerId> = known.draining.iter().map(|(id, _)| *id).collect();
-        for id in ids {
+        for id in ask {
+            let gone = known.retiring.contains(id);
             let mut busy = BTreeSet::new();
-            for to in self.machine.destinations(id)? {
-                if to.active + to.inactive > 0 {
+            for to in self.machine.destinations(*id)? {
+                if to.active > 0 || (to.inactive > 0 && !gone) {
                     busy.insert(to.address);
                 }
             }
             // What somebody else took away has no connection, either.
-            let all = known.draining.iter().filter(|(of, _)| *of == id);
+            let start = (*id, SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0));
+            let all = known.draining.range(start..).take_while(|(of, _)| of == id);
             drained.extend(all.filter(|(_, to)| !busy.contains(to)).copied());
         }
         Ok(drained)
@@ -354,6 +375,19 @@ impl<M: Machine> Backend for Plane<M> {
     fn cleanup(&mut self) -> Result<()> {
         self.distrust();
         self.clean_up()
+    }
+
+    fn frontends(&mut self) -> Result<Frontends> {
+        let addresses = self.machine.addresses()?;
+        let entries = self.machine.filter().entries()?;
+        let known = self.observe(addresses.device, entries)?;
+        let keys = known.servers.into_keys().filter_map(Key::of);
+        let udp = keys.filter(|key| key.protocol == Protocol::Udp);
+        Ok(Frontends {
+            addresses: udp.map(|key| SocketAddr::new(key.ip, key.port)).collect(),
+            // Those of node ports are among the addresses.
+            node_ports: BTreeSet::new(),
+        })
     }
 
     fn tables(&self) -> &'static [&'static str] {

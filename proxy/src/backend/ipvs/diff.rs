@@ -62,10 +62,12 @@ pub struct Change {
     pub add: Vec<Entry>,
     /// Servers and destinations that come.
     pub raise: Vec<Command>,
-    /// Addresses that come.
-    pub bind: Vec<IpAddr>,
+    /// Denials to delete: from here on what was raised is reached.
+    pub permit: Vec<Entry>,
     /// Servers and destinations that go.
     pub lower: Vec<Command>,
+    /// Addresses that come.
+    pub bind: Vec<IpAddr>,
     /// Addresses that go.
     pub unbind: Vec<IpAddr>,
     /// Entries to delete.
@@ -85,7 +87,7 @@ impl Change {
 
     /// Objects taken away.
     pub fn deleted(&self) -> usize {
-        self.delete.len() + self.lower.len() + self.unbind.len()
+        self.permit.len() + self.delete.len() + self.lower.len() + self.unbind.len()
     }
 }
 
@@ -151,6 +153,8 @@ pub fn touched_only(
         .collect();
     let replaced = |(_, element): &Entry| mapped(element).is_some_and(|key| keys.contains(&key));
     (change.replace, change.delete) = change.delete.into_iter().partition(replaced);
+    let denies = |(set, _): &Entry| set.denies();
+    (change.permit, change.delete) = change.delete.into_iter().partition(denies);
     for ip in &touched.binds {
         match (desired.has_bind(*ip), known.binds.contains(ip)) {
             (true, false) => change.bind.push(*ip),
@@ -240,7 +244,7 @@ pub fn applied(known: &mut Known, desired: &Desired, change: &Change) {
     for ip in &change.unbind {
         known.binds.remove(ip);
     }
-    for entry in &change.delete {
+    for entry in change.permit.iter().chain(&change.delete) {
         known.entries.remove(entry);
     }
     for command in change.raise.iter().chain(&change.lower) {

@@ -16,6 +16,22 @@ use super::{DEVICE, Options, sysctls};
 /// kube-proxy, and is taken over.
 const ALIAS: &str = "seaway:ipvs";
 
+/// Whether the kernel has dummy devices: there is ours, or one can be made.
+///
+/// # Errors
+/// It has none.
+pub fn probe_device() -> Result<()> {
+    let mut kernel = Kernel::open()?;
+    if kernel.link(DEVICE)?.is_some() {
+        return Ok(());
+    }
+    let name = format!("sw-probe{}", std::process::id() % 1_000_000);
+    match kernel.add_dummy(&name) {
+        Err(e) if !e.is_exists() => Err(e),
+        _ => kernel.ensure_no_link(&name).map(drop),
+    }
+}
+
 /// The machine's addresses of one family.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Addresses {

@@ -11,6 +11,7 @@ pub mod desired;
 pub mod diff;
 pub mod filter;
 pub mod kernel;
+mod open;
 pub mod plan;
 pub mod rules;
 pub mod sets;
@@ -18,6 +19,8 @@ pub mod sysctls;
 
 #[cfg(test)]
 mod tests;
+
+pub use open::{is_there, open};
 
 use std::net::IpAddr;
 

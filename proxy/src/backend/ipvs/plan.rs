@@ -233,8 +233,20 @@ impl Planner<'_> {
                     .map(|ip| IpNetwork::from(*ip)),
             );
         }
+        // One look-up finds one network: those within another add nothing.
+        let all = sources.clone();
+        sources.sort_unstable();
+        sources.dedup();
+        sources.retain(|net| {
+            !all.iter()
+                .any(|other| other != net && is_within(*net, *other))
+        });
         Some(sources)
     }
+}
+
+fn is_within(net: IpNetwork, other: IpNetwork) -> bool {
+    other.prefix() <= net.prefix() && other.contains(net.ip())
 }
 
 /// The set that says who is masqueraded. With a mark, pods and the node go another way, where the

@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use linux::ipvs::{Protocol as Transport, ServerId};
+use linux::ipvs::Protocol as Transport;
+pub use linux::ipvs::ServerId;
 
 use crate::model::Protocol;
 
@@ -96,6 +97,20 @@ impl SetId {
         Self::Allowed,
         Self::Hairpin,
     ];
+
+    /// Whether what is in it is kept out.
+    pub fn denies(self) -> bool {
+        match self {
+            Self::Refuse | Self::DropAll | Self::DropOutside | Self::Restricted => true,
+            Self::Addresses
+            | Self::Frontends
+            | Self::Inside
+            | Self::MasqueradeAll
+            | Self::MasqueradeStrangers
+            | Self::Allowed
+            | Self::Hairpin => false,
+        }
+    }
 
     /// What it is called in the kernel.
     pub fn name(self) -> &'static str {

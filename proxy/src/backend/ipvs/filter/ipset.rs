@@ -41,7 +41,8 @@ impl IpSets {
         Ok(Self {
             family,
             door: Door::open()?,
-            iptables: Iptables::detect(of)?,
+            // The other back end is for kernels with nf_tables, where this filter is not used.
+            iptables: Iptables::of(of, iptables::Backend::Legacy)?,
         })
     }
 

@@ -1,6 +1,7 @@
 //! Where rules and sets are kept: nf_tables where the kernel has it, ipset and iptables otherwise.
 
 pub mod ipset;
+pub mod nft;
 
 use std::collections::BTreeSet;
 
@@ -48,5 +49,11 @@ pub trait Filter: Send {
 /// # Errors
 /// It has none.
 pub fn open(family: Family) -> Result<Box<dyn Filter>> {
-    Ok(Box::new(ipset::IpSets::open(family)?))
+    match nft::Nft::open(family) {
+        Ok(nft) => Ok(Box::new(nft)),
+        Err(error) => {
+            tracing::info!("{family}: rules are kept by ipset and iptables: {error}");
+            Ok(Box::new(ipset::IpSets::open(family)?))
+        }
+    }
 }
