@@ -6,6 +6,7 @@
 )]
 
 mod bench;
+mod guests;
 mod run;
 mod setup;
 mod test;

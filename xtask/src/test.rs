@@ -6,22 +6,22 @@ use anyhow::{Context, Result, bail};
 use linux::exec::{Exec, which};
 
 use crate::run::{cargo, root_dir, target_dir};
-use crate::{setup, tidy};
+use crate::{guests, setup, tidy};
 
 /// What the test runner's lines add up to.
 #[derive(Default, Clone, Debug, PartialEq, Eq)]
-struct Tally {
-    passed: u64,
-    failed: u64,
-    skipped: Vec<String>,
+pub(crate) struct Tally {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+    pub(crate) skipped: Vec<String>,
     /// What tests say that they went through, such as the rows of tables.
-    counted: Vec<String>,
+    pub(crate) counted: Vec<String>,
 }
 
 impl Tally {
     /// Reads `test result:` lines and the tests' own `SKIPPED name: reason` and `COUNTED what` lines.
     /// A skipped test ends without a failure, so the runner counted it as passed.
-    fn read(output: &str) -> Self {
+    pub(crate) fn read(output: &str) -> Self {
         let mut tally = Self::default();
         for line in output.lines().map(str::trim) {
             if let Some(rest) = line.strip_prefix("test result:") {
@@ -45,7 +45,7 @@ impl Tally {
         tally
     }
 
-    fn add(&mut self, other: Self) {
+    pub(crate) fn add(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped.extend(other.skipped);
@@ -79,6 +79,7 @@ const STAGES: &[Stage] = &[
     ("build", || {
         silent(&["build", "--workspace", "--bins", "--quiet"])
     }),
+    ("vm", guests::run),
     ("cluster", || tests(&["test", "-p", "seaway-tests"])),
 ];
 
@@ -214,7 +215,7 @@ fn tests(args: &[&str]) -> Result<Tally> {
 }
 
 /// The part of a test log that tells what went wrong.
-fn failures(log: &str) -> String {
+pub(crate) fn failures(log: &str) -> String {
     const LINES_MAX: usize = 400;
     let interesting = |line: &&str| {
         let line = line.trim_start();

@@ -17,7 +17,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 pub(crate) use guest::{first_process, second_process};
 use host::boot;
-use kernel::prepare;
+pub(crate) use kernel::prepare;
 
 /// Which kernel, and how it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
