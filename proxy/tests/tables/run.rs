@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const TRIES_MIN: usize = 6;
 const TRIES_MAX: usize = 60;
 
-/// How often, and after which rest, a row is asked again where a change is not one transaction.
+/// How often, and after which rest, a row is asked again that is not as it should be.
 const LATE_MAX: u32 = 5;
 const LATE: Duration = Duration::from_millis(100);
 
@@ -146,9 +146,9 @@ impl Runner<'_> {
                     }
                 };
                 let mut got = ask();
-                // Addresses and virtual servers come one after the other, not in one transaction: the
-                // marker may be there before the row's.
-                let mut again = if mode == Mode::Ipvs { LATE_MAX } else { 0 };
+                // The marker says that a sync went through, not that it was the last: virtual servers
+                // come one after the other, and what follows from the node is a sync of its own.
+                let mut again = LATE_MAX;
                 while got != *row.expect(mode) && again > 0 {
                     again -= 1;
                     std::thread::sleep(LATE);
