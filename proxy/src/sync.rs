@@ -404,8 +404,12 @@ type Outcome = (Family, bool, Result<(Report, Duration), String>);
 
 /// Sets the changed ports and makes the kernel's rules what is wanted, in each family.
 fn sync_planes(planes: &mut [(Family, Box<dyn Backend>)], changes: &Changes) -> Vec<Outcome> {
-    let has_work =
-        |family: Family, plane: &dyn Backend| !plane.is_trusted() || !changes.of(family).is_empty();
+    let now = Instant::now();
+    let has_work = |family: Family, plane: &dyn Backend| {
+        !plane.is_trusted()
+            || !changes.of(family).is_empty()
+            || plane.due().is_some_and(|at| at <= now)
+    };
     let busy = planes.iter().filter(|(of, p)| has_work(*of, p.as_ref()));
     if busy.count() < 2 {
         let one_by_one = planes.iter_mut().map(|(family, plane)| {
