@@ -99,8 +99,13 @@ pub fn findings(network: &str, leases: &BTreeMap<IpAddr, Record>, seen: &Scan) -
             && seen
                 .host_links
                 .contains(&host_link_name(network, &record.owner));
+        // Old files name the container only.
+        let is = |owner: &Attachment| {
+            owner.container_id == record.owner.container_id
+                && (record.owner.ifname.is_empty() || record.owner.ifname == owner.ifname)
+        };
         match having.get(address) {
-            Some(owner) if **owner == record.owner || named && record.owner.ifname.is_empty() => {}
+            Some(owner) if is(owner) => {}
             Some(owner) => found.push(Finding::NotNoted {
                 address: *address,
                 owner: (*owner).clone(),
@@ -130,8 +135,8 @@ pub fn scan(network: &str) -> linux::Result<Scan> {
     let mut node = Kernel::open()?;
     let own = node.namespace().identity();
     let mut seen = Scan::default();
-    // By the number of the node's end, which its other end names.
-    let mut owners: BTreeMap<u32, Attachment> = BTreeMap::new();
+    // By where the node's ends say that their other ends are: namespace and number of the link.
+    let mut owners: BTreeMap<(i32, u32), Attachment> = BTreeMap::new();
     let prefix = alias_prefix(network);
     for link in node.links()? {
         let owner = link
@@ -144,7 +149,9 @@ pub fn scan(network: &str) -> linux::Result<Scan> {
                 ifname: ifname.to_owned(),
             };
             if link.name == host_link_name(network, &owner) {
-                owners.insert(link.index, owner.clone());
+                if let (Some(netns), Some(peer)) = (link.peer_netns, link.peer) {
+                    owners.insert((netns, peer), owner.clone());
+                }
                 seen.attached.insert(owner, Vec::new());
             }
         }
@@ -154,6 +161,7 @@ pub fn scan(network: &str) -> linux::Result<Scan> {
         if netns.identity() == own {
             continue;
         }
+        let number = node.number_of(&netns).unwrap_or_default();
         // One that goes away in this moment has no addresses any more.
         let Ok(mut pod) = Kernel::open_in(netns) else {
             continue;
@@ -162,7 +170,7 @@ pub fn scan(network: &str) -> linux::Result<Scan> {
             let addrs = pod.addrs(&link.name).unwrap_or_default();
             let ips: Vec<IpAddr> = addrs.iter().map(|addr| addr.net.ip()).collect();
             seen.used.extend(ips.iter().copied());
-            let owner = link.peer.and_then(|peer| owners.get(&peer));
+            let owner = number.and_then(|number| owners.get(&(number, link.index)));
             if let Some(owner) = owner.filter(|owner| owner.ifname == link.name)
                 && link.kind.as_deref() == Some("veth")
             {

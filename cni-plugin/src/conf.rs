@@ -15,6 +15,17 @@ pub struct Field<'a> {
     value: Option<&'a Value>,
 }
 
+/// The value of `key`, or else of a key that differs in case only: so do the reference plugins read,
+/// and containerd writes `HostPort` where the convention has `hostPort`.
+fn find<'a>(object: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
+    let other = || {
+        object
+            .iter()
+            .find(|(name, _)| name.eq_ignore_ascii_case(key))
+    };
+    object.get(key).or_else(|| other().map(|(_, value)| value))
+}
+
 impl<'a> Field<'a> {
     /// The whole configuration.
     pub fn root(value: &'a Value) -> Self {
@@ -34,7 +45,7 @@ impl<'a> Field<'a> {
         } else {
             format!("{}.{key}", self.path)
         };
-        let value = self.object()?.and_then(|object| object.get(key));
+        let value = self.object()?.and_then(|object| find(object, key));
         Ok(Self {
             path,
             value: value.filter(|v| !v.is_null()),
@@ -210,7 +221,8 @@ impl<'a> Field<'a> {
         };
         let foreign = |key: &str| key.starts_with('_') || key.contains(['.', '/']);
         let mut keys = object.keys();
-        match keys.find(|key| !known.contains(&key.as_str()) && !foreign(key)) {
+        let is_known = |key: &str| known.iter().any(|known| known.eq_ignore_ascii_case(key));
+        match keys.find(|key| !is_known(key) && !foreign(key)) {
             Some(key) => Err(self.get(key)?.unsupported("no such field")),
             None => Ok(()),
         }

@@ -19,6 +19,7 @@ use api::cni::Attachment;
 
 use crate::ipam::Lease;
 use crate::plan::fnv1a;
+use crate::request::is_identifier;
 
 /// Where the kernel tells which boot this is.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -385,12 +386,15 @@ fn owner_file(owner: &Attachment) -> String {
     )
 }
 
-/// The owner that a lease names.
+/// The owner that a lease names; nobody if it says something that is no name.
 fn parse_owner(text: &str) -> Attachment {
     let (container, ifname) = text
         .trim()
         .split_once(LINE_BREAK)
         .unwrap_or((text.trim(), ""));
+    if !is_identifier(container) {
+        return Attachment::default();
+    }
     Attachment {
         container_id: container.into(),
         ifname: ifname.into(),

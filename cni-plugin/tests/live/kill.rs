@@ -3,26 +3,52 @@
 use std::time::{Duration, Instant};
 
 use linux::Host;
+use linux::exec::Exec;
+use serde_json::{Value, json};
 
 use crate::lab::{Node, Pod, V4, V6};
 
+/// Everything that a pod can have.
+fn everything(node: &Node) -> Value {
+    let mut conf = node.conf();
+    conf["ipMasq"] = json!(true);
+    conf["macspoofchk"] = json!(true);
+    conf["runtimeConfig"] = json!({
+        "portMappings": [{"hostPort": 53, "containerPort": 53, "protocol": "udp"}],
+        "bandwidth": {"ingressRate": 8_000_000, "ingressBurst": 800_000,
+                      "egressRate": 8_000_000, "egressBurst": 800_000}
+    });
+    conf
+}
+
+fn state(node: &Node) -> String {
+    let exec = Exec::new("nft").args(["-s", "list", "ruleset"]);
+    let rules = node.netns.run(|| exec.run().unwrap().text()).unwrap();
+    node.dump() + &rules
+}
+
 #[test]
-fn killed_at_any_time_del_cleans_up() {
-    let Some(node) = Node::new("killed_at_any_time_del_cleans_up", &[V4, V6]) else {
+fn killed_at_any_time_del_or_gc_cleans_up() {
+    let test = "killed_at_any_time_del_or_gc_cleans_up";
+    let Some(node) = Node::new(test, &[V4, V6]) else {
         return;
     };
+    let conf = everything(&node);
     let warm = Pod::new("warm");
+    let add = |pod: &Pod| node.exec("ADD", &pod.name, Some(pod.netns.path()), &conf);
+    // The first makes what stays, and is slower.
+    node.call(&add(&warm)).unwrap();
+    node.del(&warm).unwrap();
     let start = Instant::now();
-    node.add(&warm).unwrap();
+    node.call(&add(&warm)).unwrap();
     let whole = start.elapsed().max(Duration::from_millis(2));
     node.del(&warm).unwrap();
-    let before = node.dump();
+    let before = state(&node);
     let (mut killed, mut done) = (0, 0);
     for n in 0..60u32 {
         let pod = Pod::new(&format!("pod{n}"));
         // From right after the start until after the end.
-        let exec = node.exec("ADD", &pod.name, Some(pod.netns.path()), &node.conf());
-        let exec = exec.timeout(whole * n / 40);
+        let exec = add(&pod).timeout(whole * n / 40);
         match node.netns.run(|| exec.output()).unwrap() {
             Ok(output) => {
                 assert!(output.status.success());
@@ -31,21 +57,22 @@ fn killed_at_any_time_del_cleans_up() {
             Err(e) if e.errno() == Some(libc_etimedout()) => killed += 1,
             Err(e) => panic!("{e}"),
         }
-        if n % 2 == 0 {
-            node.del(&pod).unwrap();
-        } else {
-            node.del_by_name(&pod.name, None).unwrap();
+        match n % 3 {
+            0 => node.del(&pod).unwrap(),
+            1 => node.del_by_name(&pod.name, None).unwrap(),
+            _ => {
+                let mut gc = node.conf();
+                gc["cni.dev/valid-attachments"] = json!([]);
+                node.call(&node.exec("GC", "x", None, &gc)).unwrap();
+            }
         }
-        assert!(
-            node.leases().is_empty(),
-            "killed after {:?}",
-            whole * n / 40
-        );
-        assert_eq!(node.dump(), before, "killed after {:?}", whole * n / 40);
+        let when = whole * n / 40;
+        assert!(node.leases().is_empty(), "killed after {when:?}");
+        assert_eq!(state(&node), before, "killed after {when:?}");
         assert_eq!(pod.kernel().links().unwrap().len(), 1);
         // And the pod can be added after all.
         if n % 10 == 0 {
-            node.add(&pod).unwrap();
+            node.call(&add(&pod)).unwrap();
             node.del(&pod).unwrap();
         }
     }

@@ -8,10 +8,12 @@
 )]
 
 mod compare;
+mod containerd;
 mod interop;
 mod kill;
 mod lab;
 mod options;
 mod ports;
+mod state;
 mod traffic;
 mod verbs;

@@ -10,6 +10,17 @@ fn pod() -> PodId {
     }
 }
 
+/// What is to be, with wishes of which plugins get their part.
+fn planned(network: &NetworkList) -> Attachment {
+    let wishes = json!({"portMappings": [{"hostPort": 8080}], "bandwidth": {"ingressRate": 1}});
+    Attachment {
+        network: network.clone(),
+        netns: "/run/n".into(),
+        result: Value::Null,
+        wishes: wishes.as_object().unwrap().clone(),
+    }
+}
+
 fn script(dir: &Path, name: &str, body: &str) {
     let file = dir.join(name);
     fs::write(&file, format!("#!/bin/sh\n{body}\n")).unwrap();
@@ -41,7 +52,7 @@ fn a_chain_hands_results_on_and_is_undone_backwards() {
     }
     let cni = plugins(dir.path(), LIST);
     let network = cni.current().unwrap();
-    let attachment = cni.add(&network, &pod(), Path::new("/run/n")).unwrap();
+    let attachment = cni.add(&planned(&network), &pod()).unwrap();
     assert_eq!(attachment.ips(), ["10.0.0.2".parse::<IpAddr>().unwrap()]);
     cni.del(&attachment, &pod()).unwrap();
     let log = fs::read_to_string(log).unwrap();
@@ -52,6 +63,13 @@ fn a_chain_hands_results_on_and_is_undone_backwards() {
         )
     );
     assert!(lines[0].contains(r#""mtu":1450"#) && !lines[0].contains("capabilities"));
+    // The first one maps ports, and only that; on the way out it is told again.
+    let ports = r#""runtimeConfig":{"portMappings":[{"hostPort":8080}]}"#;
+    assert!(
+        lines[0].contains(ports) && lines[3].contains(ports),
+        "{log}"
+    );
+    assert!(!lines[1].contains("runtimeConfig"), "{log}");
     assert!(
         lines[1]
             .contains(r#""prevResult":{"cniVersion":"1.1.0","ips":[{"address":"10.0.0.1/24"}]}"#)
@@ -65,11 +83,7 @@ fn failures_speak_the_plugins_words() {
     let dir = tempfile::tempdir().unwrap();
     let cni = plugins(dir.path(), r#"{"name":"n","plugins":[{"type":"bad"}]}"#);
     let network = cni.current().unwrap();
-    let add = || {
-        cni.add(&network, &pod(), Path::new("/run/n"))
-            .unwrap_err()
-            .to_string()
-    };
+    let add = || cni.add(&planned(&network), &pod()).unwrap_err().to_string();
     assert!(add().starts_with("plugin bad ADD: run "), "{}", add());
     script(
         dir.path(),
@@ -104,4 +118,34 @@ fn configurations_that_are_wrong_name_the_field() {
         bin_dir: dir.path().into(),
     };
     assert!(matches!(empty.current(), Err(Error::NotReady(_))));
+}
+
+#[test]
+fn a_pods_wishes_are_its_host_ports_and_its_limits() {
+    let pod: Pod = serde_json::from_value(json!({
+        "metadata": {"name": "web", "annotations": {
+            "kubernetes.io/ingress-bandwidth": "10M", "kubernetes.io/egress-bandwidth": "fast"
+        }},
+        "spec": {"containers": [
+            {"name": "a", "ports": [{"containerPort": 80, "hostPort": 8080}, {"containerPort": 81}]},
+            {"name": "b", "ports": [
+                {"containerPort": 53, "hostPort": 53, "protocol": "UDP", "hostIP": "127.0.0.1"}
+            ]}
+        ]}
+    }))
+    .unwrap();
+    let (wishes, unread) = wishes(&pod);
+    assert_eq!(
+        Value::Object(wishes),
+        json!({
+            "portMappings": [
+                {"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": ""},
+                {"hostPort": 53, "containerPort": 53, "protocol": "udp", "hostIP": "127.0.0.1"}
+            ],
+            "bandwidth": {"ingressRate": 10_000_000, "ingressBurst": u32::MAX}
+        })
+    );
+    let why = "kubernetes.io/egress-bandwidth: \"fast\" is no rate in bits a second";
+    assert_eq!(unread, [why]);
+    assert!(super::wishes(&Pod::default()).0.is_empty());
 }

@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::Pod;
 use super::task::failed;
 use super::{Outcome, Worker};
 use crate::checkpoint::{self, Checkpoint};
-use crate::cni::Attachment;
+use crate::cni::{self, Attachment};
 use crate::context::{Context, host_file};
 use crate::dns;
 use crate::events::Severity;
@@ -32,19 +32,17 @@ const SYSCTLS: [(&str, &str); 2] = [
 impl Worker {
     pub(super) fn begin_sandbox(&mut self) {
         self.soft.sandbox = Step::Running;
-        self.tell_host_ports();
+        self.tell_unread_wishes();
         let pod = Arc::clone(&self.pod);
         self.spawn(move |ctx| Outcome::SandboxUp(up(ctx, &pod)));
     }
 
-    fn tell_host_ports(&self) {
-        let containers = pod::app_containers(&self.pod).iter();
-        let mut ports = containers.flat_map(|c| c.ports.iter().flatten());
-        let wanted = ports.any(|p| p.host_port.is_some_and(|p| p > 0));
-        if wanted && !pod::host_network(&self.pod) {
-            let text =
-                "hostPort is not supported yet: the port is open at the pod's own address only";
-            self.event(None, Severity::Warning, "HostPortNotSupported", text);
+    /// Tells of what the pod wants of its network and does not get.
+    fn tell_unread_wishes(&self) {
+        if !pod::host_network(&self.pod) {
+            for text in cni::wishes(&self.pod).1 {
+                self.event(None, Severity::Warning, "InvalidBandwidth", &text);
+            }
         }
     }
 
@@ -123,12 +121,13 @@ fn up(ctx: &Context, pod: &Pod) -> Result<Vec<IpAddr>, String> {
         network,
         netns: netns.clone(),
         result: serde_json::Value::Null,
+        wishes: cni::wishes(pod).0,
     };
     save(Some(planned.clone()))?;
     ctx.net.make_namespace(&netns).map_err(|e| e.to_string())?;
     // The network and the runtime's processes need only the namespace, not each other.
     let (added, made) = std::thread::scope(|scope| {
-        let add = scope.spawn(|| ctx.net.add(&planned.network, &id, &netns));
+        let add = scope.spawn(|| ctx.net.add(&planned, &id));
         let made = make();
         let added = add
             .join()

@@ -33,7 +33,7 @@ impl Network for FakeNet {
         })
     }
 
-    fn add(&self, network: &NetworkList, _: &PodId, netns: &Path) -> Result<Attachment, CniError> {
+    fn add(&self, planned: &Attachment, _: &PodId) -> Result<Attachment, CniError> {
         *self.up.lock().unwrap() += 1;
         let mut failures = self.failures.lock().unwrap();
         if *failures > 0 {
@@ -41,9 +41,8 @@ impl Network for FakeNet {
             return Err(CniError::NoAddress("injected".into()));
         }
         Ok(Attachment {
-            network: network.clone(),
-            netns: netns.to_owned(),
             result: json!({"ips": [{"address": "10.244.1.9/24"}]}),
+            ..planned.clone()
         })
     }
 

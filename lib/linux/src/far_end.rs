@@ -1,7 +1,6 @@
 //! The far ends of veths, in whatever network namespace they are.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 
 use netlink_packet_route::RouteNetlinkMessage as M;
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
@@ -12,6 +11,7 @@ use crate::kernel::Kernel;
 use crate::link::{Link, LinkChange};
 use crate::netlink::Netlink;
 use crate::netns::NetNs;
+use crate::netns::scan::namespaces;
 
 /// Gives the far ends of `veths` this largest packet; tells the indices of those (on this side)
 /// whose far end was found and has it. `netlink` belongs to the namespace of the near ends.
@@ -68,43 +68,13 @@ fn id_of(netlink: &mut Netlink, netns: &NetNs) -> Result<Option<i32>> {
     Ok(id.filter(|id| *id >= 0))
 }
 
-/// Every network namespace that this process can see: mounted ones, as runtimes make them, and
-/// those of processes.
-fn namespaces() -> Vec<NetNs> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let mut paths: Vec<String> = mounts.lines().filter_map(mounted).collect();
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    paths.extend(processes.filter_map(|entry| {
-        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
-        Some(format!("/proc/{pid}/ns/net"))
-    }));
-    let mut seen = BTreeSet::new();
-    paths
-        .into_iter()
-        .filter_map(|path| NetNs::open(path).ok())
-        .filter(|netns| seen.insert(netns.identity()))
-        .collect()
-}
-
-/// Where a line of `mountinfo` has a network namespace (`proc(5)`): its root is `net:[4026532000]`,
-/// and blanks in paths are written in octal.
-fn mounted(line: &str) -> Option<String> {
-    let mut fields = line.split(' ').skip(3);
-    let root = fields.next()?;
-    let point = fields.next()?;
-    root.starts_with("net:[")
-        .then(|| point.replace("\\040", " "))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_of_mountinfo() {
-        let line = "1147 28 0:4 net:[4026532208] /run/netns/cni\\0401 rw shared:622 - nsfs nsfs rw";
-        assert_eq!(mounted(line).as_deref(), Some("/run/netns/cni 1"));
-        assert_eq!(mounted("28 1 0:26 / /run rw - tmpfs tmpfs rw"), None);
-        assert_eq!(mounted(""), None);
+impl Kernel {
+    /// The number by which this namespace knows another ([`Link::peer_netns`]); none if it never
+    /// met it.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn number_of(&mut self, netns: &NetNs) -> Result<Option<i32>> {
+        id_of(&mut self.netlink, netns)
     }
 }

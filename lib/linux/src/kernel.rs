@@ -34,7 +34,7 @@ pub fn release() -> String {
 /// One network namespace of the real kernel. May be used from any thread, wherever it was opened.
 #[derive(Debug)]
 pub struct Kernel {
-    netlink: Netlink,
+    pub(crate) netlink: Netlink,
     netns: NetNs,
     /// Settings can only be reached from a thread inside.
     inside: bool,

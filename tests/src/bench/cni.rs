@@ -1,17 +1,17 @@
 //! `bench cni`: ADD and DEL of one pod by the real plugin, beside the same netlink messages alone
 //! and, where Debian's reference plugins are installed, beside them.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::thread;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use linux::addr::Addr;
 use linux::exec::Exec;
 use linux::link::{LinkChange, NewBridge, NewVeth};
 use linux::route::Route;
 use linux::{Host, Kernel, Mac, NetNs};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Figure, ms};
 use crate::bin_dir;
@@ -22,6 +22,16 @@ const SEQUENTIAL: usize = 50;
 const PARALLEL: (usize, usize) = (100, 8);
 /// Debian's package `containernetworking-plugins`.
 const REFERENCE_DIR: &str = "/usr/lib/cni";
+
+/// Whose plugins, and how much they do.
+struct Kind {
+    /// The reference plugins, not ours.
+    reference: bool,
+    /// With masquerade and a host port for each pod.
+    full: bool,
+    /// Where the programs are.
+    dir: PathBuf,
+}
 
 /// A node and its pods as namespaces, gone when dropped.
 struct Lab {
@@ -48,67 +58,93 @@ impl Lab {
         Ok(lab)
     }
 
-    fn netconf(&self, reference: bool) -> String {
-        let ranges = json!([[{ "subnet": "10.99.0.0/20" }]]);
-        let state = self.dir.join("state");
-        let (kind, ipam) = match reference {
-            true => (
-                "bridge",
-                json!({ "type": "host-local", "ranges": ranges, "dataDir": state,
-                "routes": [{ "dst": "0.0.0.0/0" }] }),
-            ),
-            false => (
-                "seaway-cni",
-                json!({ "type": "seaway", "ranges": ranges, "dataDir": state }),
-            ),
-        };
-        json!({ "cniVersion": "1.0.0", "name": "bench", "type": kind, "bridge": "cni0",
-            "isGateway": true, "hairpinMode": true, "mtu": 1450, "ipam": ipam })
-        .to_string()
-    }
-
-    /// One verb for one pod; the time it took in milliseconds.
-    fn call(&self, plugin: &Path, netconf: &str, verb: &str, pod: usize) -> Result<f64> {
-        let exec = Exec::new(plugin)
-            .env("CNI_COMMAND", verb)
-            .env("CNI_CONTAINERID", format!("pod{pod}"))
-            .env("CNI_NETNS", &self.pods[pod])
-            .env("CNI_IFNAME", "eth0")
-            .env("CNI_PATH", plugin.parent().context("the plugin's folder")?)
-            .stdin(netconf);
-        let start = Instant::now();
-        let output = self.node.run(|| exec.output())??;
-        let took = ms(start.elapsed());
-        if !output.status.success() {
-            bail!("{verb} of pod{pod}: {}", output.text());
+    /// The plugins that a runtime would call one after the other for pod number `pod`.
+    fn chain(&self, kind: &Kind, pod: usize) -> Vec<(PathBuf, Value)> {
+        let mut ipam = json!({
+            "type": if kind.reference { "host-local" } else { "seaway" },
+            "ranges": [[{ "subnet": "10.99.0.0/20" }]], "dataDir": self.dir.join("state"),
+        });
+        if kind.reference {
+            ipam["routes"] = json!([{ "dst": "0.0.0.0/0" }]);
         }
-        Ok(took)
+        let name = if kind.reference {
+            "bridge"
+        } else {
+            "seaway-cni"
+        };
+        let mut link = json!({ "cniVersion": "1.0.0", "name": "bench", "type": name, "bridge": "cni0",
+            "isGateway": true, "hairpinMode": true, "mtu": 1450, "ipam": ipam });
+        let mut chain = Vec::new();
+        let ports = json!({ "portMappings": [
+            { "hostPort": 20_000 + pod, "containerPort": 80, "protocol": "tcp" }
+        ] });
+        if kind.full {
+            link["ipMasq"] = json!(true);
+            if kind.reference {
+                let portmap = json!({ "cniVersion": "1.0.0", "name": "bench", "type": "portmap",
+                    "snat": true, "runtimeConfig": ports });
+                chain.push((kind.dir.join("portmap"), portmap));
+            } else {
+                link["runtimeConfig"] = ports;
+            }
+        }
+        chain.insert(0, (kind.dir.join(name), link));
+        chain
     }
 
-    fn sequential(&self, plugin: &Path, reference: bool) -> Result<(Vec<f64>, Vec<f64>)> {
-        let netconf = self.netconf(reference);
+    /// One verb for one pod, through the whole chain; the time it took in milliseconds.
+    fn call(&self, kind: &Kind, verb: &str, pod: usize) -> Result<f64> {
+        let mut chain = self.chain(kind, pod);
+        if verb == "DEL" {
+            chain.reverse();
+        }
+        let mut previous = Value::Null;
+        let start = Instant::now();
+        for (plugin, mut conf) in chain {
+            if !previous.is_null() {
+                conf["prevResult"] = previous;
+            }
+            let exec = Exec::new(&plugin)
+                .env("CNI_COMMAND", verb)
+                .env("CNI_CONTAINERID", format!("pod{pod}"))
+                .env("CNI_NETNS", &self.pods[pod])
+                .env("CNI_IFNAME", "eth0")
+                .env("CNI_PATH", &kind.dir)
+                .stdin(conf.to_string());
+            let output = self.node.run(|| exec.output())??;
+            if !output.status.success() {
+                bail!(
+                    "{verb} of pod{pod} by {}: {}",
+                    plugin.display(),
+                    output.text()
+                );
+            }
+            previous = serde_json::from_str(&output.text()).unwrap_or(Value::Null);
+        }
+        Ok(ms(start.elapsed()))
+    }
+
+    fn sequential(&self, kind: &Kind) -> Result<(Vec<f64>, Vec<f64>)> {
         let all = |verb: &str| -> Result<Vec<f64>> {
             (0..SEQUENTIAL)
-                .map(|pod| self.call(plugin, &netconf, verb, pod))
+                .map(|pod| self.call(kind, verb, pod))
                 .collect()
         };
         Ok((all("ADD")?, all("DEL")?))
     }
 
     /// All pods, some at a time; seconds until the last is done.
-    fn parallel(&self, plugin: &Path, reference: bool) -> Result<f64> {
-        let netconf = self.netconf(reference);
+    fn parallel(&self, kind: &Kind) -> Result<f64> {
         let (pods, width) = PARALLEL;
         let each = |verb: &'static str| -> Result<f64> {
             let start = Instant::now();
             thread::scope(|scope| {
                 let workers: Vec<_> = (0..width)
                     .map(|w| {
-                        let netconf = &netconf;
                         scope.spawn(move || -> Result<()> {
-                            (w..pods).step_by(width).try_for_each(|pod| {
-                                self.call(plugin, netconf, verb, pod).map(|_| ())
-                            })
+                            (w..pods)
+                                .step_by(width)
+                                .try_for_each(|pod| self.call(kind, verb, pod).map(|_| ()))
                         })
                     })
                     .collect();
@@ -194,26 +230,46 @@ impl Drop for Lab {
 /// # Errors
 /// The plugin fails, or the kernel refuses something.
 pub fn run() -> Result<Vec<Figure>> {
-    let plugin = bin_dir()?.join("seaway-cni");
-    let lab = Lab::new("seaway", PARALLEL.0)?;
+    let own = bin_dir()?;
+    let lab = Lab::new("floor", SEQUENTIAL)?;
     let (floor_add, floor_del) = lab.floor()?;
-    let (add, del) = lab.sequential(&plugin, false)?;
-    let all = lab.parallel(&plugin, false)?;
-    let mut figures = vec![
-        Figure::of("cni.add_ms", "ms", &add, "seaway-cni, exec included").floor(&floor_add),
-        Figure::of("cni.del_ms", "ms", &del, "seaway-cni, exec included").floor(&floor_del),
-        Figure::of("cni.add100x8_s", "s", &[all], "100 pods, 8 at a time").size(PARALLEL.0),
-    ];
     drop(lab);
-    let bridge = Path::new(REFERENCE_DIR).join("bridge");
-    if bridge.is_file() {
-        let lab = Lab::new("reference", PARALLEL.0)?;
-        let (add, del) = lab.sequential(&bridge, true)?;
-        let all = lab.parallel(&bridge, true)?;
-        let note = "reference plugins bridge + host-local";
-        figures.push(Figure::of("cni.reference.add_ms", "ms", &add, note));
-        figures.push(Figure::of("cni.reference.del_ms", "ms", &del, note));
-        figures.push(Figure::of("cni.reference.add100x8_s", "s", &[all], note).size(PARALLEL.0));
+    let size = std::fs::metadata(own.join("seaway-cni"))?.len();
+    let megabytes = f64::from(u32::try_from(size / 1000).unwrap_or(u32::MAX)) / 1000.0;
+    let note = "as built for this run";
+    let mut figures = vec![Figure::of("cni.binary_mb", "MB", &[megabytes], note)];
+    let reference = PathBuf::from(REFERENCE_DIR);
+    for full in [false, true] {
+        for (reference, dir) in [(false, &own), (true, &reference)] {
+            let name = if reference { "bridge" } else { "seaway-cni" };
+            if !dir.join(name).is_file() {
+                continue;
+            }
+            let kind = Kind {
+                reference,
+                full,
+                dir: dir.clone(),
+            };
+            let whose = if reference { "reference." } else { "" };
+            let what = if full { "full." } else { "" };
+            let lab = Lab::new(&format!("{name}{full}"), PARALLEL.0)?;
+            let (add, del) = lab.sequential(&kind)?;
+            let all = lab.parallel(&kind)?;
+            let note = match (reference, full) {
+                (false, false) => "seaway-cni, exec included",
+                (false, true) => "seaway-cni with masquerade and a host port",
+                (true, false) => "reference plugins bridge + host-local",
+                (true, true) => "reference plugins bridge with masquerade + host-local + portmap",
+            };
+            let figure = |verb: &str, times: &[f64], floor: &[f64]| {
+                let name = format!("cni.{whose}{what}{verb}_ms");
+                Figure::of(&name, "ms", times, note).floor(floor)
+            };
+            figures.push(figure("add", &add, &floor_add));
+            figures.push(figure("del", &del, &floor_del));
+            let name = format!("cni.{whose}{what}add100x8_s");
+            figures.push(Figure::of(&name, "s", &[all], note).size(PARALLEL.0));
+        }
     }
     Ok(figures)
 }

@@ -40,6 +40,7 @@ const STEPS: &[Step<Cluster>] = &[
         objects::patch_and_select,
     ),
     ("bad manifests", objects::bad_manifests),
+    ("the chart of the network", objects::network_chart),
     ("a namespace goes with everything in it", objects::namespace),
     ("scale and rollout", faults::scale_and_rollout),
     ("delete pod", faults::delete_pod),

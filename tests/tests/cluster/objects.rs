@@ -264,3 +264,45 @@ pub(crate) fn anonymous(cluster: &Cluster) -> Result<()> {
     }
     Ok(())
 }
+
+/// The chart of the network's programs, and the manifest made of it, as helm and the API server see them.
+pub(crate) fn network_chart(cluster: &Cluster) -> Result<()> {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../dist");
+    let chart = root.join("helm/seaway-network");
+    let manifest = std::fs::read_to_string(root.join("kubernetes/seaway-network.yaml"))?;
+    let helm = seaway_tests::kubectl()?.with_file_name("helm");
+    if !helm.is_file() {
+        println!("SKIPPED network_chart: helm is missing; run `cargo xtask setup`");
+        return Ok(());
+    }
+    let helm = |args: &[&str]| Exec::new(&helm).args(args).arg(&chart).run();
+    let lint = helm(&["lint", "--strict"])?.text();
+    ensure!(lint.contains("0 chart(s) failed"), "{lint}");
+    let template = ["template", "seaway-network", "--namespace", "kube-system"];
+    let made = helm(&template)?.text();
+    ensure!(
+        made == manifest,
+        "dist/kubernetes/seaway-network.yaml is not the chart's"
+    );
+    let all = [
+        &template[..],
+        &[
+            "--set",
+            "networkPolicy=true,cni.names={loopback},extraArgs={--vni=7}",
+        ],
+    ];
+    for text in [made, helm(&all.concat())?.text()] {
+        let apply = ["apply", "--dry-run=server", "-f", "-"];
+        let said = cluster.kubectl_command(&apply).stdin(text).run()?.text();
+        for object in [
+            "serviceaccount/seaway-network created",
+            "clusterrole.rbac.authorization.k8s.io/seaway-network created",
+            "clusterrolebinding.rbac.authorization.k8s.io/seaway-network created",
+            "daemonset.apps/seaway-network created",
+        ] {
+            ensure!(said.contains(object), "{object} is not in {said}");
+        }
+        ensure!(said.matches("dry run").count() == 4, "{said}");
+    }
+    Ok(())
+}

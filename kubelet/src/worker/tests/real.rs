@@ -17,13 +17,8 @@ impl Network for LoopbackNet {
     fn current(&self) -> Result<NetworkList, CniError> {
         FakeNet::default().current()
     }
-    fn add(
-        &self,
-        network: &NetworkList,
-        pod: &PodId,
-        netns: &Path,
-    ) -> Result<Attachment, CniError> {
-        FakeNet::default().add(network, pod, netns)
+    fn add(&self, planned: &Attachment, pod: &PodId) -> Result<Attachment, CniError> {
+        FakeNet::default().add(planned, pod)
     }
     fn del(&self, _: &Attachment, _: &PodId) -> Result<(), CniError> {
         Ok(())

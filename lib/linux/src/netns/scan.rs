@@ -7,11 +7,6 @@ use std::path::PathBuf;
 
 use super::NetNs;
 
-/// Where mounts of namespaces show their names in `/proc/self/mountinfo`.
-const MOUNT_ROOT: usize = 3;
-/// Where mounts show their mount points.
-const MOUNT_POINT: usize = 4;
-
 /// All that can be found and opened, each once. Without the right to look at other processes it is
 /// fewer.
 pub fn namespaces() -> Vec<NetNs> {
@@ -48,16 +43,33 @@ pub fn namespaces() -> Vec<NetNs> {
             }
         }
     }
-    for line in fs::read_to_string("/proc/self/mountinfo")
-        .unwrap_or_default()
-        .lines()
-    {
-        let words: Vec<&str> = line.split(' ').collect();
-        if let (Some(root), Some(point)) = (words.get(MOUNT_ROOT), words.get(MOUNT_POINT))
-            && root.starts_with("net:[")
-        {
-            add(PathBuf::from(point), Some((*root).to_owned()));
-        }
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    for (name, point) in mounts.lines().filter_map(mounted) {
+        add(PathBuf::from(point), Some(name));
     }
     found.into_values().collect()
+}
+
+/// Where a line of `mountinfo` has a network namespace (`proc(5)`): its root is `net:[4026532000]`,
+/// and blanks in paths are written in octal.
+fn mounted(line: &str) -> Option<(String, String)> {
+    let mut fields = line.split(' ').skip(3);
+    let root = fields.next()?;
+    let point = fields.next()?;
+    let point = point.replace("\\040", " ");
+    root.starts_with("net:[").then(|| (root.to_owned(), point))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_mountinfo() {
+        let line = "1147 28 0:4 net:[4026532208] /run/netns/cni\\0401 rw shared:622 - nsfs nsfs rw";
+        let found = ("net:[4026532208]".to_owned(), "/run/netns/cni 1".to_owned());
+        assert_eq!(mounted(line), Some(found));
+        assert_eq!(mounted("28 1 0:26 / /run rw - tmpfs tmpfs rw"), None);
+        assert_eq!(mounted(""), None);
+    }
 }
