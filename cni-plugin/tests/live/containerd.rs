@@ -119,10 +119,8 @@ impl Drop for Containerd {
         let pid = fs::read_to_string(self.at("pid")).unwrap_or_default();
         if let Ok(pid) = pid.trim().parse() {
             let pid = nix::unistd::Pid::from_raw(pid);
-            drop(nix::sys::signal::kill(
-                pid,
-                nix::sys::signal::Signal::SIGTERM,
-            ));
+            // It may have ended by itself.
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).ok();
         }
         if let Some(thread) = self.thread.take() {
             drop(thread.join());

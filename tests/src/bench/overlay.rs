@@ -277,7 +277,7 @@ fn with_nodes(others: u16) -> Result<Vec<Figure>> {
     for round in 0..CHANGES {
         // Another node each time.
         let i = 1 + round % others;
-        let moved = (round / others) % 2 == 0;
+        let moved = (round / others).is_multiple_of(2);
         let patch = node(i, moved);
         let start = Instant::now();
         api.merge(NODES, &format!("n{i}"), &patch);
