@@ -6,6 +6,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -24,6 +25,13 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     version: u64,
+    /// Changes up to this version are forgotten.
+    compacted: u64,
+    /// Watches that began before the present time end.
+    times: u64,
+    /// Nobody is answered.
+    away: bool,
+    list_delay: Duration,
     /// By path of the collection and name.
     objects: BTreeMap<(String, String), Value>,
     history: Vec<Change>,
@@ -74,6 +82,30 @@ impl FakeApi {
         object
     }
 
+    /// Forgets all changes: who wants to go on from an earlier version has to list.
+    pub fn compact(&self) {
+        let mut state = self.lock();
+        state.compacted = state.version;
+        state.history.clear();
+    }
+
+    /// Ends all watches.
+    pub fn cut(&self) {
+        self.lock().times += 1;
+        self.shared.changed.notify_all();
+    }
+
+    /// Goes away (all connections end, new ones are closed unanswered), or comes back.
+    pub fn set_away(&self, away: bool) {
+        self.lock().away = away;
+        self.cut();
+    }
+
+    /// Each page of a list takes this long.
+    pub fn set_list_delay(&self, delay: Duration) {
+        self.lock().list_delay = delay;
+    }
+
     /// Serves on a listener, which may be in any network namespace, until the process ends.
     ///
     /// # Errors
@@ -94,6 +126,9 @@ impl FakeApi {
     fn talk(&self, stream: &TcpStream) -> io::Result<()> {
         let mut reader = BufReader::new(stream.try_clone()?);
         while let Some(request) = Request::read(&mut reader)? {
+            if self.lock().away {
+                return Ok(());
+            }
             if request.query.contains("watch=") {
                 return self.watch(stream, &request);
             }
@@ -109,13 +144,9 @@ impl FakeApi {
         let (collection, name) = path.rsplit_once('/').unwrap_or(("", path));
         match request.method.as_str() {
             "GET" if is_collection => {
-                let state = self.lock();
-                let items: Vec<&Value> = state.of(path).collect();
-                let version = state.version.to_string();
-                (
-                    200,
-                    json!({"metadata": {"resourceVersion": version}, "items": items}),
-                )
+                let delay = self.lock().list_delay;
+                thread::sleep(delay);
+                (200, self.lock().page(path, request))
             }
             "GET" => match self.get(collection, name) {
                 Some(object) => (200, object),
@@ -140,13 +171,22 @@ impl FakeApi {
             b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n",
         )?;
         let mut from = request.number("resourceVersion").unwrap_or(0);
+        let times = self.lock().times;
         loop {
             let mut text = String::new();
             {
                 let mut state = self.lock();
-                while state.version <= from {
+                while state.version <= from && state.times == times {
                     let waited = self.shared.changed.wait(state);
                     state = waited.unwrap_or_else(PoisonError::into_inner);
+                }
+                if state.times != times {
+                    return Ok(());
+                }
+                if from < state.compacted {
+                    let gone = json!({"kind": "Status", "code": 410, "reason": "Expired", "status": "Failure"});
+                    let text = format!("{}\n", json!({"type": "ERROR", "object": gone}));
+                    return write!(stream, "{:x}\r\n{text}\r\n0\r\n\r\n", text.len());
                 }
                 let of_this = |change: &&Change| change.0 == request.path;
                 for (_, _, kind, object) in state.since(from).iter().filter(of_this) {
@@ -183,6 +223,17 @@ impl State {
         object["metadata"]["resourceVersion"] = json!(self.version.to_string());
         self.history
             .push((collection.to_owned(), self.version, kind, object));
+    }
+
+    /// A page of a list: `continue` is how many objects came before it.
+    fn page(&self, path: &str, request: &Request) -> Value {
+        let index = |key| request.number(key).and_then(|n| usize::try_from(n).ok());
+        let (limit, from) = (index("limit"), index("continue").unwrap_or(0));
+        let mut rest = self.of(path).skip(from);
+        let items: Vec<&Value> = rest.by_ref().take(limit.unwrap_or(usize::MAX)).collect();
+        let next = rest.next().map(|_| (from + items.len()).to_string());
+        let version = self.version.to_string();
+        json!({"metadata": {"resourceVersion": version, "continue": next}, "items": items})
     }
 
     /// What changed after a version.

@@ -1,0 +1,308 @@
+//! `bench proxy`: each mode that is there, fed by an API server, at several numbers of services:
+//! start, one changed endpoint, memory, new connections through a Service beside direct ones, and
+//! the bare kernel operation.
+
+mod lab;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use linux::NetNs;
+use linux::iptables::{Backend, Family, Iptables};
+use linux::nftables::{Batch, DataType, Element, Family as NftFamily, Nftables, Set, TableRef};
+
+use self::lab::{ENDPOINTS, Lab, SERVERS};
+use super::{Figure, ms};
+
+/// Numbers of services.
+const SIZES: [usize; 3] = [100, 1000, 10_000];
+/// Changes measured.
+const CHANGES: usize = 30;
+/// Connections of one throughput sample, and samples.
+const CONNECTIONS: usize = 200;
+const THROUGHPUT_RUNS: usize = 11;
+/// Bare operations measured.
+const FLOORS: usize = 30;
+
+/// A way to program services.
+struct Way {
+    /// As figures are named.
+    name: &'static str,
+    /// `--mode`.
+    mode: &'static str,
+    /// The node's rules are in the old tables.
+    legacy: bool,
+    /// What kube-proxy 1.36 took, measured once on a like machine: services, start, change, memory.
+    peer: &'static [(usize, &'static str, &'static str, &'static str)],
+}
+
+const WAYS: [Way; 5] = [
+    Way {
+        name: "nftables",
+        mode: "nftables",
+        legacy: false,
+        peer: &[
+            (1000, "2.0 s", "222 ms", "111 + 35 MB"),
+            (10_000, "26 s", "4600 ms", "500 + 301 MB"),
+        ],
+    },
+    Way {
+        name: "iptables",
+        mode: "iptables",
+        legacy: false,
+        peer: &[
+            (1000, "10.4 s", "122 ms", "108 + 52 MB"),
+            (10_000, "> 170 s at 5000", "not reached", "not reached"),
+        ],
+    },
+    Way {
+        name: "iptables_legacy",
+        mode: "iptables",
+        legacy: true,
+        peer: &[(10_000, "12 s", "1600 ms", "444 + 325 MB")],
+    },
+    Way {
+        name: "ipvs",
+        mode: "ipvs",
+        legacy: false,
+        peer: &[],
+    },
+    Way {
+        name: "ebpf",
+        mode: "ebpf",
+        legacy: false,
+        peer: &[],
+    },
+];
+
+impl Way {
+    fn peer(&self, size: usize, what: usize) -> String {
+        let found = self.peer.iter().find(|(n, ..)| *n == size);
+        found.map_or_else(String::new, |(_, start, change, memory)| {
+            format!("; kube-proxy {}", [start, change, memory][what])
+        })
+    }
+
+    fn figure(&self, what: &str, unit: &'static str, samples: &[f64], note: String) -> Figure {
+        Figure::of(&format!("proxy.{}.{what}", self.name), unit, samples, note)
+    }
+}
+
+/// All figures.
+///
+/// # Errors
+/// A mode that is there does not start or does not program.
+pub fn run() -> Result<Vec<Figure>> {
+    let mut figures = Vec::new();
+    for way in WAYS {
+        let Some(empty) = empty(&way)? else { continue };
+        for size in SIZES {
+            figures.extend(run_size(&way, size, empty)?);
+        }
+    }
+    Ok(figures)
+}
+
+/// Resident bytes with one service; `None`, said, when the mode is not there.
+fn empty(way: &Way) -> Result<Option<u64>> {
+    let mut lab = Lab::new(0)?;
+    if way.legacy {
+        lab.use_old_tables()?;
+    }
+    lab.start(way.mode)?;
+    if lab.wait(SERVERS[0], Instant::now())?.is_none() {
+        let why = lab.ended().unwrap_or_default();
+        crate::say(&format!(
+            "{:<30} left out: {why}",
+            format!("proxy.{}", way.name)
+        ));
+        return Ok(None);
+    }
+    Ok(Some(lab.resident()?))
+}
+
+fn run_size(way: &Way, size: usize, empty: u64) -> Result<Vec<Figure>> {
+    let mut figures = Vec::new();
+    let mut lab = Lab::new(size)?;
+    if way.legacy {
+        lab.use_old_tables()?;
+    }
+    let floor = floor(way)?;
+    let start = Instant::now();
+    lab.start(way.mode)?;
+    let cold = lab.wait(SERVERS[0], start)?.context("the proxy ended")?;
+    let note = format!(
+        "start of the process until a connection works{}",
+        way.peer(size, 0)
+    );
+    figures.push(
+        way.figure("cold_start_s", "s", &[cold.as_secs_f64()], note)
+            .size(size),
+    );
+    let programmed: Vec<f64> = syncs(&lab.log(), "full sync")
+        .map(|t| t.as_secs_f64())
+        .collect();
+    let note = "objects listed until programmed".to_owned();
+    let first = programmed.get(..1).unwrap_or_default();
+    figures.push(way.figure("program_s", "s", first, note).size(size));
+
+    let before = syncs(&lab.log(), "sync ports=1").count();
+    let mut seen = Vec::new();
+    for i in 0..CHANGES {
+        let server = SERVERS[(i + 1) % 2];
+        let start = Instant::now();
+        lab.change(server);
+        seen.push(ms(lab.wait(server, start)?.context("the proxy ended")?));
+    }
+    let log = lab.log();
+    let commits: Vec<f64> = syncs(&log, "sync ports=1").skip(before).map(ms).collect();
+    let note = "one endpoint changed: taken up until committed".to_owned();
+    figures.push(
+        way.figure("commit_ms", "ms", &commits, note)
+            .floor(&floor)
+            .size(size),
+    );
+    let note = format!(
+        "one endpoint changed until a connection reaches it{}",
+        way.peer(size, 1)
+    );
+    figures.push(
+        way.figure("change_ms", "ms", &seen, note)
+            .floor(&floor)
+            .size(size),
+    );
+
+    let resident = lab.resident()?;
+    let note = format!("{ENDPOINTS} endpoints each{}", way.peer(size, 2));
+    figures.push(
+        way.figure("rss_mb", "MB", &[megabytes(resident)], note)
+            .size(size),
+    );
+    let each = megabytes(resident.saturating_sub(empty)) * 1e6 / to_f64(size * ENDPOINTS);
+    let note = "resident memory beyond that with one service".to_owned();
+    figures.push(way.figure("endpoint_bytes", "B", &[each], note).size(size));
+    figures.extend(connections(way, size, &lab)?);
+    Ok(figures)
+}
+
+/// New connections through the service and directly, in turn.
+fn connections(way: &Way, size: usize, lab: &Lab) -> Result<Vec<Figure>> {
+    let (mut ratios, mut rates, mut lost) = (Vec::new(), Vec::new(), [0, 0]);
+    let server = SERVERS[CHANGES % 2];
+    for _ in 0..THROUGHPUT_RUNS {
+        let (through, lost_through) = lab.connections(None, CONNECTIONS)?;
+        let (direct, lost_direct) = lab.connections(Some(server), CONNECTIONS)?;
+        let rate = |seconds: &[f64]| to_f64(seconds.len()) / seconds.iter().sum::<f64>();
+        ratios.push(rate(&through) / rate(&direct));
+        rates.push(rate(&through));
+        lost = [lost[0] + lost_through, lost[1] + lost_direct];
+    }
+    let note = format!(
+        "new connections, one client; not made: {} and {}",
+        lost[0], lost[1]
+    );
+    Ok(vec![
+        way.figure("vip_over_direct", "ratio", &ratios, note)
+            .size(size),
+        way.figure(
+            "connections_per_s",
+            "1/s",
+            &rates,
+            "through the service".to_owned(),
+        )
+        .size(size),
+    ])
+}
+
+/// How long syncs took, as the log has it: `IPv4: WHAT ... took=12.3ms`.
+fn syncs<'a>(log: &'a str, what: &'a str) -> impl Iterator<Item = Duration> + 'a {
+    let lines = log.lines().filter(move |line| {
+        line.split_once("IPv4: ")
+            .is_some_and(|(_, rest)| rest.starts_with(what))
+    });
+    lines.filter_map(|line| {
+        let (_, took) = line.rsplit_once("took=")?;
+        let digits = took.find(|c: char| c.is_alphabetic() || c == 'µ')?;
+        let value: f64 = took[..digits].parse().ok()?;
+        let scale = match took[digits..].split(' ').next()? {
+            "s" => 1.0,
+            "ms" => 1e-3,
+            "µs" => 1e-6,
+            "ns" => 1e-9,
+            _ => return None,
+        };
+        Some(Duration::from_secs_f64(value * scale))
+    })
+}
+
+/// Milliseconds of the bare kernel operation: one element added and taken away again in nf_tables,
+/// one rule restored into an empty table in iptables.
+fn floor(way: &Way) -> Result<Vec<f64>> {
+    let netns = NetNs::anonymous()?;
+    let mode = way.mode;
+    let legacy = way.legacy;
+    netns.run(move || -> Result<Vec<f64>> {
+        let mut samples = Vec::new();
+        match mode {
+            "iptables" => {
+                let kind = if legacy { Backend::Legacy } else { Backend::Nft };
+                let iptables = Iptables::of(Family::V4, kind)?;
+                let one = "*nat\n:FLOOR - [0:0]\n-A FLOOR -p tcp -j DNAT --to-destination 10.0.0.1:80\nCOMMIT\n";
+                for _ in 0..FLOORS {
+                    let start = Instant::now();
+                    iptables.restore(one)?;
+                    samples.push(ms(start.elapsed()));
+                }
+            }
+            "nftables" => {
+                let mut tables = Nftables::open()?;
+                let table = TableRef::new(NftFamily::Ipv4, "floor");
+                let set = Set::map("m", [DataType::Ipv4], [DataType::Ipv4]);
+                let mut batch = Batch::new();
+                batch.add_table(&table, None);
+                batch.add_set(&table, &set);
+                tables.commit(&batch)?;
+                let element = Element::data([10, 0, 0, 1], [10, 0, 0, 2]);
+                for i in 0..FLOORS {
+                    let mut batch = Batch::new();
+                    if i % 2 == 0 {
+                        batch.add_elements(&table, &set, [&element]);
+                    } else {
+                        batch.delete_elements(&table, &set, [&element]);
+                    }
+                    let start = Instant::now();
+                    tables.commit(&batch)?;
+                    samples.push(ms(start.elapsed()));
+                }
+            }
+            _ => {}
+        }
+        Ok(samples)
+    })?
+}
+
+fn megabytes(bytes: u64) -> f64 {
+    u32::try_from(bytes / 1000)
+        .map(f64::from)
+        .unwrap_or_default()
+        / 1e3
+}
+
+fn to_f64(n: usize) -> f64 {
+    u32::try_from(n).map(f64::from).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_of_the_log() {
+        let log = "T INFO proxy::sync: IPv4: full sync ports=3 took=1.5s\n\
+                   T DEBUG proxy::sync: IPv6: sync ports=1 took=9ms\n\
+                   T DEBUG proxy::sync: IPv4: sync ports=1 objects=2 took=250µs\n";
+        let one = |what| syncs(log, what).collect::<Vec<_>>();
+        assert_eq!(one("full sync"), [Duration::from_millis(1500)]);
+        assert_eq!(one("sync ports=1"), [Duration::from_micros(250)]);
+    }
+}
