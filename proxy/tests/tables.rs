@@ -18,6 +18,7 @@ mod tables {
     pub(crate) mod run;
     pub(crate) mod serve;
     pub(crate) mod site;
+    pub(crate) mod trouble;
 }
 
 use api::cidr::Family;
@@ -26,6 +27,7 @@ use linux::iptables::{self, Iptables};
 use proxy::backend::{self, Mode, NodePortScope, Settings};
 use tables::run::{Way, run};
 use tables::site::Site;
+use tables::trouble::Trouble;
 
 /// Runs all tables one way. A mode that this kernel or this version does not have is skipped.
 #[track_caller]
@@ -74,6 +76,40 @@ fn unavailable(mode: Mode) -> Option<String> {
         // These are on every machine that runs the tests.
         Err(error) if mode == Mode::Iptables => panic!("{error:#}"),
         Err(error) => Some(format!("{error:#}")),
+    }
+}
+
+/// A lab for troubles; `None`, said, where the mode cannot be run.
+fn trouble(name: &str, mode: Mode) -> Option<Trouble> {
+    let why = if nix::unistd::geteuid().is_root() {
+        unavailable(mode)
+    } else {
+        Some("needs root".to_owned())
+    };
+    match why {
+        Some(why) => {
+            println!("SKIPPED {name} in mode {}: {why}", mode.name());
+            None
+        }
+        None => Some(Trouble::new(mode)),
+    }
+}
+
+#[test]
+fn troubles_of_the_api_server() {
+    for mode in Mode::ALL {
+        if let Some(trouble) = trouble("troubles_of_the_api_server", mode) {
+            trouble.of_the_server();
+        }
+    }
+}
+
+#[test]
+fn killed_at_random_moments() {
+    for mode in Mode::ALL {
+        if let Some(trouble) = trouble("killed_at_random_moments", mode) {
+            trouble.of_the_proxy();
+        }
     }
 }
 

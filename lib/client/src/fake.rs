@@ -52,6 +52,13 @@ impl FakeApi {
         self.shared.changed.notify_all();
     }
 
+    /// Puts an object into a collection, but tells no watch of it.
+    pub fn put_unseen(&self, collection: &str, object: Value) {
+        let mut state = self.lock();
+        state.put(collection, object);
+        state.history.pop();
+    }
+
     /// Takes an object out of a collection.
     pub fn delete(&self, collection: &str, name: &str) {
         let mut state = self.lock();

@@ -234,13 +234,20 @@ impl Lab {
     }
 }
 
-impl Drop for Lab {
-    fn drop(&mut self) {
+impl Lab {
+    /// Ends the proxy on the spot.
+    pub(crate) fn kill(&mut self) {
         if let Some(mut proxy) = self.proxy.take() {
             let pid = i32::try_from(proxy.id()).unwrap_or_default();
             if linux::process::signal(pid, Signal::SIGKILL).is_ok() {
                 drop(proxy.wait());
             }
         }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.kill();
     }
 }
