@@ -67,6 +67,7 @@ fn desired(store: &Store) -> Desired {
         random_fully: true,
         drop_invalid: true,
         dns_ips: Vec::new(),
+        service_cidrs: Vec::new(),
     };
     Desired::with(settings, store.snapshot().of(Family::V4))
 }

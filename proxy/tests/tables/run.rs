@@ -160,6 +160,9 @@ impl Runner<'_> {
                         "{} {family}: {}: got {got:?}",
                         self.job.name, row.text
                     ));
+                    let log = self.lab.log();
+                    let last: Vec<&str> = log.lines().rev().take(20).collect();
+                    println!("last of the log, newest first:\n{}", last.join("\n"));
                 }
             }
             self.check_localnet_rule(*family, count);
