@@ -80,6 +80,9 @@ pub(crate) fn node(
     let kubeconfig = |daemon: &str| path(pki.join(format!("{daemon}.kubeconfig")));
     let sub = |name: &str| path(node.dir.join(name));
     let addresses = node.addresses();
+    // Without cgroup v2 the proxy says what it lacks, when it comes to that.
+    let unified = groups.v2.clone().unwrap_or_default();
+    let sockets = path(unified.join(node.cgroup.trim_start_matches('/')));
     let service = |name: &str, pairs: &[(&str, &str)]| Service {
         name: format!("{}/{name}", node.name),
         daemon: Daemon {
@@ -135,6 +138,8 @@ pub(crate) fn node(
                 ("--cluster-cidr", CLUSTER_CIDR),
                 ("--cluster-dns", CLUSTER_DNS_BOTH),
                 ("--cluster-domain", CLUSTER_DOMAIN),
+                ("--ebpf-cgroup", &sockets),
+                ("--ebpf-pin-dir", &path(layout.bpf_dir())),
             ],
         ),
     ]

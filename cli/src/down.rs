@@ -9,7 +9,7 @@ use linux::cgroup::Hierarchies;
 use linux::{mount, process};
 use nix::sys::signal::Signal;
 
-use crate::layout::{Layout, STATE_DIR};
+use crate::layout::{BPF_DIR, Layout, STATE_DIR};
 use crate::supervise::read_pids;
 use crate::{network, say, up};
 
@@ -35,6 +35,7 @@ pub(crate) fn run(name: &str) -> Result<()> {
     groups.remove(&layout.cgroup())?;
     remove_empty_parent(&groups);
     network::remove(&layout)?;
+    remove_pins(&layout)?;
     mount::unmount_below(&layout.dir())?;
     fs::remove_dir_all(layout.dir()).with_context(|| layout.dir().display().to_string())?;
     // Only when this was the last cluster.
@@ -67,6 +68,19 @@ fn is_ours(pid: i32) -> bool {
     args.next()
         .is_some_and(|program| program.ends_with("seaway"))
         && args.next() == Some("supervise")
+}
+
+/// With the last pin the kernel lets go of eBPF programs and maps.
+fn remove_pins(layout: &Layout) -> Result<()> {
+    let dir = layout.bpf_dir();
+    match fs::remove_dir_all(&dir) {
+        Ok(()) => {}
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e).with_context(|| format!("remove {}", dir.display())),
+    }
+    // Other clusters may have theirs beside it.
+    let _last = fs::remove_dir(BPF_DIR).is_ok();
+    Ok(())
 }
 
 /// `/seaway` itself, when no other cluster is below it.

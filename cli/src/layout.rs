@@ -8,6 +8,9 @@ use clap::Args;
 /// Parent of all clusters' directories.
 pub(crate) const STATE_DIR: &str = "/var/lib/seaway";
 
+/// Parent of all clusters' pins, on the BPF file system.
+pub(crate) const BPF_DIR: &str = "/sys/fs/bpf/seaway";
+
 /// Interface names end at 15 bytes: `sw-NAME-NN`.
 const NAME_LEN_MAX: usize = 8;
 
@@ -135,6 +138,11 @@ impl Layout {
     /// The underlay bridge, in the host's namespace.
     pub(crate) fn bridge(&self) -> String {
         format!("sw-{}", self.args.name)
+    }
+
+    /// Where the proxies of all nodes pin eBPF maps and programs.
+    pub(crate) fn bpf_dir(&self) -> PathBuf {
+        Path::new(BPF_DIR).join(&self.args.name)
     }
 
     /// The top control group.

@@ -16,6 +16,7 @@ use ipnetwork::IpNetwork;
 
 use linux::ipvs::{Scheduler, Timeouts};
 
+use crate::backend::ebpf::Place;
 use crate::backend::{DetectLocal, Mode, ipvs};
 
 pub use args::{Args, DetectLocalMode};
@@ -104,6 +105,8 @@ pub struct Config {
     pub oom_score_adj: i32,
     /// Connection tracking.
     pub conntrack: file::Conntrack,
+    /// Where mode ebpf attaches and pins.
+    pub ebpf: Place,
     /// Addresses of cluster DNS.
     pub dns_ips: Vec<IpAddr>,
     /// Domain of the cluster.
@@ -170,7 +173,6 @@ impl Config {
             mode,
             from: from(args, &settings),
             server: args.master.clone().filter(|url| !url.is_empty()),
-            node_name,
             node_ip: origin.node_ip(&settings)?,
             detect: origin.detect(&settings)?,
             node_port_addresses: origin.node_port_addresses(&settings)?,
@@ -186,6 +188,8 @@ impl Config {
             bind_hard_fail: settings.bind_address_hard_fail,
             oom_score_adj: settings.oom_score_adj,
             conntrack,
+            ebpf: ebpf_place(args, &node_name),
+            node_name,
             dns_ips: origin.dns_ips(&settings)?,
             cluster_domain: domain,
             dns_upstream: origin.dns_upstream(&settings)?,
@@ -237,6 +241,15 @@ impl Common {
             sync_period: sync_period.0,
             min_sync_period: min_sync_period.0,
         }
+    }
+}
+
+fn ebpf_place(args: &Args, node_name: &str) -> Place {
+    Place {
+        cgroup: args.ebpf_cgroup.clone(),
+        pin_dir: args.ebpf_pin_dir.clone(),
+        node: node_name.to_owned(),
+        flows_max: args.ebpf_flows_max,
     }
 }
 
@@ -420,10 +433,11 @@ fn parse_mode(mode: &str) -> Result<Mode, String> {
     match mode {
         "" | "iptables" => Ok(Mode::Iptables),
         "ipvs" => Ok(Mode::Ipvs),
-        "nftables" | "ebpf" | "auto" => {
-            Err(format!("{mode} is not there yet; use iptables or ipvs"))
-        }
-        _ => Err(format!("{mode:?} is unknown; use iptables or ipvs")),
+        "ebpf" => Ok(Mode::Ebpf),
+        "nftables" | "auto" => Err(format!(
+            "{mode} is not there yet; use iptables, ipvs or ebpf"
+        )),
+        _ => Err(format!("{mode:?} is unknown; use iptables, ipvs or ebpf")),
     }
 }
 

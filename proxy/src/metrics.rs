@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use api::cidr::Family;
 
-use crate::backend::{Mode, TableRules};
+use crate::backend::{Mode, MoreMetrics, TableRules};
 use crate::conntrack::Pressure;
 use crate::model::PortName;
 
@@ -164,6 +164,17 @@ pub struct Metrics {
     pub events_dropped: Number,
     families: Mutex<BTreeMap<Family, PerFamily>>,
     common: Mutex<Common>,
+    more: Mutex<More>,
+}
+
+/// What modes add.
+#[derive(Default)]
+struct More(Vec<MoreMetrics>);
+
+impl std::fmt::Debug for More {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} more", self.0.len())
+    }
 }
 
 impl Metrics {
@@ -185,6 +196,14 @@ impl Metrics {
                 pressure: None,
                 answers: BTreeMap::new(),
             }),
+            more: Mutex::default(),
+        }
+    }
+
+    /// Adds what a mode counts.
+    pub fn add(&self, more: MoreMetrics) {
+        if let Ok(mut all) = self.more.lock() {
+            all.0.push(more);
         }
     }
 

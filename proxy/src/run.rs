@@ -14,7 +14,7 @@ use linux::rules_monitor::RulesMonitor;
 use tokio::sync::mpsc::{self, Sender};
 use tokio::sync::oneshot;
 
-use crate::backend;
+use crate::backend::{self, Mode};
 use crate::cluster_dns::{self, Feed};
 use crate::config::watch::ConfigFile;
 use crate::config::{Config, Detect, From};
@@ -149,7 +149,8 @@ fn prepare(local: &Local) {
     if let Err(error) = linux::process::set_oom_score_adj(config.oom_score_adj) {
         tracing::info!("{error}");
     }
-    let localhost = local.settings(Family::V4).serves_localhost();
+    // At sockets there are no martians.
+    let localhost = config.mode != Mode::Ebpf && local.settings(Family::V4).serves_localhost();
     kernel_settings::ensure(&Needs::of(config, localhost));
 }
 
@@ -264,9 +265,14 @@ fn start_engine(
         ips: local.node_ips(),
         dns_ips: config.dns_ips.clone(),
     };
-    let planes = backend::open_with(config.mode, &config.ipvs, |of| local.settings(of))?;
+    let planes = backend::open_with(config.mode, &config.ipvs, &config.ebpf, |of| {
+        local.settings(of)
+    })?;
     let others = local.clone();
     for (family, plane) in &planes {
+        if let Some(more) = plane.metrics() {
+            metrics.add(more);
+        }
         if plane.settings().detect_local.is_none() && config.detect != Detect::NodeCidr {
             tracing::info!("{family}: no way to tell pods from others is set (--cluster-cidr)");
         }
@@ -312,7 +318,7 @@ fn start_engine(
 /// Programs are missing, or the kernel's refusal.
 pub fn cleanup(config: &Config) -> Result<()> {
     let local = Local::new(config.clone(), observe()?);
-    backend::cleanup(&config.ipvs, |of| local.settings(of)).context("clean up")?;
+    backend::cleanup(&config.ipvs, &config.ebpf, |of| local.settings(of)).context("clean up")?;
     let mut host = Kernel::open().context("open the kernel's door")?;
     node::remove_dns_addresses(&mut host, &config.dns_ips).context("take DNS addresses away")
 }

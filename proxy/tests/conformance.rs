@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use api::cidr::{Family, parse_cidr, parse_ip};
 use api::watch::Event;
 use cases::{Case, File, NODE, Row, Setting};
+use proxy::backend::ebpf::desired as ebpf;
 use proxy::backend::iptables::desired::Desired;
 use proxy::backend::ipvs::Options;
 use proxy::backend::ipvs::plan::Context;
@@ -20,6 +21,7 @@ use proxy::manifests::{Object, parse_documents};
 use proxy::model::{Decisions, NodeView, Policy};
 use proxy::node::node_port_scope;
 use proxy::store::{Input, Store};
+use proxy::trace::ebpf::{Sender, Tracer as EbpfTracer};
 use proxy::trace::iptables::{Tracer, has_localnet_rule};
 use proxy::trace::ipvs;
 use proxy::trace::{Packet, World};
@@ -50,6 +52,63 @@ fn tables() {
     assert!(rows[&Family::V4] > 200);
 }
 
+#[test]
+fn tables_ebpf() {
+    let mut rows = BTreeMap::new();
+    let mut failures = Vec::new();
+    for family in Family::BOTH {
+        for (name, file) in cases::files(family) {
+            for case in &file.cases {
+                let at = format!("{name}/{} {family}", case.name);
+                *rows.entry(family).or_insert(0) +=
+                    run_ebpf(&file, case, family, &at, &mut failures);
+            }
+        }
+    }
+    println!("COUNTED proxy table rows on the plan, ebpf: {rows:?}");
+    assert!(
+        failures.is_empty(),
+        "{} rows fail:\n{}",
+        failures.len(),
+        failures.join("\n")
+    );
+    assert!(rows[&Family::V4] > 200);
+}
+
+fn run_ebpf(
+    file: &File,
+    case: &Case,
+    family: Family,
+    at: &str,
+    failures: &mut Vec<String>,
+) -> usize {
+    let Some(setting) = file.setting(case, family) else {
+        return 0;
+    };
+    let (settings, decisions, world) = decided(file, case, &setting, family);
+    let desired = ebpf::Desired::with(settings, &decisions);
+    for row in &case.rows {
+        let row = Row::parse(row, at);
+        let mut world = world.clone();
+        world.remembered.extend(row.remembers);
+        let tracer = EbpfTracer::new(&desired, &world);
+        // A balancer's address as a source: the node has it.
+        let sender = if is_pod(row.source, family) {
+            Sender::Pod
+        } else if cases::is_outside(row.source) {
+            Sender::Outside
+        } else {
+            Sender::Node
+        };
+        let outcome = tracer.trace(&packet(&row, &setting, family), sender);
+        let got: BTreeSet<String> = outcome.0.iter().map(ToString::to_string).collect();
+        if got != row.expect(Mode::Ebpf) {
+            failures.push(format!("{at}: {}: got {got:?}", row.text));
+        }
+    }
+    case.rows.len()
+}
+
 fn run_case(
     file: &File,
     case: &Case,
@@ -60,7 +119,7 @@ fn run_case(
     let Some(setting) = file.setting(case, family) else {
         return 0;
     };
-    let (settings, decisions, world) = decide(file, case, &setting, family);
+    let (settings, decisions, world) = decided(file, case, &setting, family);
     let desired = Desired::with(settings.clone(), &decisions);
     let tracer = Tracer::new(&desired);
     let ipvs = ipvs_plan(settings, &decisions, &world);
@@ -73,12 +132,12 @@ fn run_case(
             Ok(outcome) => outcome.0.iter().map(ToString::to_string).collect(),
             Err(error) => BTreeSet::from([error.to_string()]),
         };
-        if got != *row.expect(Mode::Iptables) {
+        if got != row.expect(Mode::Iptables) {
             failures.push(format!("{at}: {}: got {got:?}", row.text));
         }
         let outcome = ipvs.trace(&packet(&row, &setting, family), &world);
         let got: BTreeSet<String> = outcome.0.iter().map(ToString::to_string).collect();
-        if got != *row.expect(Mode::Ipvs) {
+        if got != row.expect(Mode::Ipvs) {
             failures.push(format!("{at}, ipvs: {}: got {got:?}", row.text));
         }
     }
@@ -104,7 +163,7 @@ fn ipvs_plan(
     proxy::backend::ipvs::desired::Desired::with(context, decisions)
 }
 
-fn decide(
+fn decided(
     file: &File,
     case: &Case,
     setting: &Setting,
@@ -177,11 +236,7 @@ fn inputs<'a>(objects: impl Iterator<Item = &'a Value>) -> Vec<Input> {
 }
 
 fn packet(row: &Row, setting: &Setting, family: Family) -> Packet {
-    let pods = match family {
-        Family::V4 => "10.0.0.0/8".to_owned(),
-        Family::V6 => cases::word_in_ipv6("10.0.0.0/8"),
-    };
-    let pod = parse_cidr(&pods).unwrap().contains(row.source);
+    let pod = is_pod(row.source, family);
     let interface = match (&setting.pod_interface, pod) {
         (Some(name), true) => format!("{name}7"),
         _ => "eth0".to_owned(),
@@ -193,4 +248,12 @@ fn packet(row: &Row, setting: &Setting, family: Family) -> Packet {
         port: row.destination.port(),
         interface: Some(interface),
     }
+}
+
+fn is_pod(ip: std::net::IpAddr, family: Family) -> bool {
+    let pods = match family {
+        Family::V4 => "10.0.0.0/8".to_owned(),
+        Family::V6 => cases::word_in_ipv6("10.0.0.0/8"),
+    };
+    parse_cidr(&pods).unwrap().contains(ip)
 }

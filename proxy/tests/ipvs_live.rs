@@ -10,6 +10,7 @@
 
 #[expect(dead_code, reason = "other suites use more of it")]
 mod lab;
+mod sockets;
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;

@@ -10,6 +10,12 @@
 mod api_server;
 mod lab;
 mod operation;
+mod sockets;
+
+/// What one mode has of its own.
+mod live {
+    mod ebpf;
+}
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -331,7 +337,7 @@ fn bad_flags_end_with_one_line() {
     let cases: [(&[&str], &str); 4] = [
         (
             &["--mode", "userspace"],
-            "proxy: --mode: \"userspace\" is unknown; use iptables or ipvs\n",
+            "proxy: --mode: \"userspace\" is unknown; use iptables, ipvs or ebpf\n",
         ),
         (
             &[

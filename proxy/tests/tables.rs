@@ -9,6 +9,7 @@
 )]
 
 mod cases;
+mod sockets;
 
 /// The lab and what is done in it.
 mod tables {
@@ -24,6 +25,7 @@ mod tables {
 use api::cidr::Family;
 use linux::NetNs;
 use linux::iptables::{self, Iptables};
+use proxy::backend::ebpf::Place;
 use proxy::backend::{self, Mode, NodePortScope, Settings};
 use tables::run::{Way, run};
 use tables::site::Site;
@@ -70,7 +72,18 @@ fn unavailable(mode: Mode) -> Option<String> {
         dns_ips: Vec::new(),
         service_cidrs: Vec::new(),
     };
-    let open = move || backend::open(mode, settings).map(drop);
+    let pins = format!("/sys/fs/bpf/seaway-test-{}", std::process::id());
+    let place = Place {
+        cgroup: None,
+        pin_dir: pins.into(),
+        node: "unavailable".to_owned(),
+        flows_max: Some(1024),
+    };
+    let open = move || {
+        let opened = backend::open(mode, &place, settings).map(drop);
+        backend::ebpf::apply::cleanup(&place).unwrap();
+        opened
+    };
     match NetNs::anonymous().unwrap().run(open).unwrap() {
         Ok(()) => None,
         // These are on every machine that runs the tests.

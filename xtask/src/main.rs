@@ -6,6 +6,7 @@
 )]
 
 mod bench;
+mod ebpf;
 mod guests;
 mod run;
 mod setup;
@@ -76,8 +77,12 @@ enum Command {
     Vm(vm::VmArgs),
     #[command(flatten)]
     Inside(vm::Inside),
-    /// Rebuild the eBPF object
-    Ebpf,
+    /// Rebuild the eBPF object, bit for bit
+    Ebpf {
+        /// Fail when it differs from the committed one
+        #[arg(long)]
+        check: bool,
+    },
     /// Make release archives
     Dist,
 }
@@ -108,7 +113,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Net { filter } => test::net(filter.as_deref()),
         Command::Tidy => tidy::run(),
         Command::Bench { name, json } => bench::run(name.as_deref(), json),
-        Command::Ebpf => bail!("ebpf: not yet (it comes with the eBPF mode)"),
+        Command::Ebpf { check } => ebpf::run(check),
         Command::Dist => bail!("dist: not yet (it comes with the first release)"),
     }?;
     Ok(ExitCode::SUCCESS)

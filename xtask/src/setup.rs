@@ -73,7 +73,8 @@ pub(crate) fn ensure(packages: &[(&str, &str)]) -> Result<()> {
     install(&missing)
 }
 
-fn install(missing: &[&str]) -> Result<()> {
+/// Installs packages.
+pub(crate) fn install(missing: &[&str]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }

@@ -25,7 +25,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("policy", &["api", "client", "linux"]),
     ("cni-plugin", &["api", "client", "linux", "policy"]),
     ("proxy/dns", &["api"]),
-    ("proxy", &["api", "client", "linux", "dns"]),
+    ("ebpf/common", &[]),
+    ("proxy", &["api", "client", "linux", "dns", "ebpf-common"]),
     ("control-plane/schema", &["api"]),
     ("control-plane/controllers", &["api"]),
     ("control-plane", &["api", "schema", "controllers", "linux"]),
@@ -43,6 +44,7 @@ const OURS: &[&str] = &[
     "policy",
     "cni-plugin",
     "dns",
+    "ebpf-common",
     "proxy",
     "schema",
     "controllers",
@@ -70,6 +72,10 @@ const PURE: &[&str] = &[
     "proxy/src/model",
     "proxy/src/trace",
     "proxy/src/trace.rs",
+    "proxy/src/backend/ebpf/plan.rs",
+    "proxy/src/backend/ebpf/desired.rs",
+    "proxy/src/backend/ebpf/diff.rs",
+    "ebpf/common/src",
     "proxy/src/backend/iptables/plan.rs",
     "proxy/src/backend/iptables/rule.rs",
     "proxy/src/backend/iptables/render.rs",
@@ -100,6 +106,7 @@ pub(crate) fn run() -> Result<()> {
     findings.extend(orphans(&root, &files));
     findings.extend(dependencies(&root)?);
     findings.extend(decisions(&root)?);
+    findings.extend(crate::ebpf::findings(&root)?);
     if findings.is_empty() {
         println!("tidy: {} files, nothing to say", files.len());
         return Ok(());

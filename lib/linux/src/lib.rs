@@ -2,6 +2,8 @@
 //! the operation and its object.
 
 pub mod addr;
+pub mod bpf;
+pub mod btf;
 pub mod cgroup;
 pub mod conntrack;
 pub mod error;
@@ -18,6 +20,7 @@ pub mod iptables;
 pub mod ipvs;
 pub mod kernel;
 pub mod link;
+pub mod link_monitor;
 pub mod mac;
 pub mod mount;
 pub mod neigh;

@@ -3,6 +3,7 @@
 //! A backend plans (pure: decisions -> wanted objects), diffs (pure: wanted, known -> change) and
 //! applies (the only part that touches the kernel). The sync loop knows it as a [`Backend`].
 
+pub mod ebpf;
 pub mod iptables;
 pub mod ipvs;
 mod mode;
@@ -40,6 +41,9 @@ pub struct TableRules {
     /// Written by the last sync.
     pub last: usize,
 }
+
+/// Makes text for Prometheus.
+pub type MoreMetrics = Box<dyn Fn() -> String + Send + Sync>;
 
 /// One family's services in the kernel, as one mode keeps them.
 pub trait Backend: Send {
@@ -96,6 +100,11 @@ pub trait Backend: Send {
 
     /// When the next sync is due although nothing changes.
     fn due(&self) -> Option<Instant> {
+        None
+    }
+
+    /// Makes more text for Prometheus, of what the kernel counts for this mode.
+    fn metrics(&self) -> Option<MoreMetrics> {
         None
     }
 }

@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use api::cidr::Family;
 use linux::iptables::{self, Iptables};
 
+use super::ebpf::Place;
 use super::iptables::apply::Plane;
 use super::iptables::desired::Desired;
 use super::{Backend, Settings, ipvs};
@@ -42,13 +43,18 @@ impl Mode {
 ///
 /// # Errors
 /// The last of what could not be done; all else was done.
-pub fn cleanup(of_ipvs: &ipvs::Options, settings: impl Fn(Family) -> Settings) -> Result<()> {
-    let mut result = Ok(());
-    for mode in Mode::ALL {
+pub fn cleanup(
+    of_ipvs: &ipvs::Options,
+    ebpf: &Place,
+    settings: impl Fn(Family) -> Settings,
+) -> Result<()> {
+    // Removing pins needs nothing loaded.
+    let mut result = super::ebpf::apply::cleanup(ebpf);
+    for mode in Mode::ALL.into_iter().filter(|mode| *mode != Mode::Ebpf) {
         if mode == Mode::Ipvs && !ipvs::is_there() {
             continue;
         }
-        let planes = match open_with(mode, of_ipvs, &settings) {
+        let planes = match open_with(mode, of_ipvs, ebpf, &settings) {
             Ok(planes) => planes,
             Err(error) => {
                 tracing::debug!("mode {}: {error:#}", mode.name());
@@ -77,15 +83,17 @@ fn clean_plane(family: Family, plane: &mut dyn Backend) -> Result<()> {
     Ok(())
 }
 
-/// Opens `mode` for each family that the node has. `settings` are those of a family.
+/// Opens `mode` for each family that the node has. `settings` are those of a family, `ebpf` says
+/// where that mode attaches.
 ///
 /// # Errors
 /// What the mode needs is not there.
 pub fn open(
     mode: Mode,
+    ebpf: &Place,
     settings: impl Fn(Family) -> Settings,
 ) -> Result<Vec<(Family, Box<dyn Backend>)>> {
-    open_with(mode, &ipvs::Options::default(), settings)
+    open_with(mode, &ipvs::Options::default(), ebpf, settings)
 }
 
 /// Opens `mode` with the settings that only one mode has.
@@ -95,12 +103,14 @@ pub fn open(
 pub fn open_with(
     mode: Mode,
     of_ipvs: &ipvs::Options,
+    ebpf: &Place,
     settings: impl Fn(Family) -> Settings,
 ) -> Result<Vec<(Family, Box<dyn Backend>)>> {
     match mode {
         Mode::Iptables => open_iptables(settings),
         Mode::Ipvs => ipvs::open(of_ipvs, settings).with_context(|| missing(mode)),
-        Mode::Nftables | Mode::Ebpf => {
+        Mode::Ebpf => super::ebpf::apply::open(ebpf, Family::BOTH.map(settings)),
+        Mode::Nftables => {
             bail!("mode {} is not there yet; use iptables", mode.name())
         }
     }

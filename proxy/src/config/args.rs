@@ -37,7 +37,7 @@ pub struct Args {
     /// Name of this node; default: the host name in lower case
     #[arg(long, value_name = "NAME")]
     pub hostname_override: Option<String>,
-    /// How services are programmed: iptables or ipvs (nftables and ebpf come later)
+    /// How services are programmed: iptables, ipvs or ebpf (nftables comes later)
     #[arg(long, visible_alias = "proxy-mode", value_name = "MODE")]
     pub mode: Option<String>,
     /// Networks of the cluster's pods, one for each family at most, separated by commas
@@ -144,6 +144,16 @@ pub struct Args {
     /// Name servers for all other names, separated by commas; default: those of /etc/resolv.conf
     #[arg(long, value_name = "IP[:PORT],..", value_delimiter = ',')]
     pub dns_upstream: Vec<String>,
+    /// Control group (version 2) whose sockets mode ebpf translates; default: the root
+    #[arg(long, value_name = "DIR")]
+    pub ebpf_cgroup: Option<PathBuf>,
+    /// Where mode ebpf pins its maps and programs, on a BPF file system
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/seaway")]
+    pub ebpf_pin_dir: PathBuf,
+    /// Entries for connections of clients outside in mode ebpf, two or three for each; default: by
+    /// memory
+    #[arg(long, value_name = "N")]
+    pub ebpf_flows_max: Option<u32>,
     /// Take away all rules of this proxy in every mode (and of kube-proxy's iptables mode), and end
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
     pub cleanup: bool,
@@ -275,11 +285,14 @@ impl FromArgMatches for Ignored {
 }
 
 /// Flags that keep their effect beside --config.
-const BESIDE_FILE: [&str; 12] = [
+const BESIDE_FILE: [&str; 15] = [
     "config",
     "write-config-to",
     "init-only",
     "cleanup",
+    "ebpf-cgroup",
+    "ebpf-flows-max",
+    "ebpf-pin-dir",
     "hostname-override",
     "manifests",
     "master",

@@ -22,7 +22,13 @@ impl Metrics {
             render_common(&common, &mut text);
         }
         self.render_own(&mut text);
-        text.finish()
+        let mut page = text.finish();
+        if let Ok(more) = self.more.lock() {
+            for more in &more.0 {
+                page.push_str(&more());
+            }
+        }
+        page
     }
 
     /// The page `/metrics/slis` (`k8s.io/component-base/metrics/prometheus/slis`).

@@ -2,6 +2,7 @@
 //! without a kernel. Whatever a backend plans, its tracer must understand: rules are types, and
 //! the match over them is exhaustive.
 
+pub mod ebpf;
 pub mod iptables;
 pub mod ipvs;
 

@@ -15,6 +15,7 @@ use std::process::Child;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::sockets::Sockets;
 use linux::addr::Addr;
 use linux::iptables::{Family, Iptables};
 use linux::link::{LinkChange, NewBridge, NewVeth};
@@ -41,6 +42,10 @@ pub(crate) struct Place {
     /// Its door.
     pub(crate) kernel: Kernel,
     path: PathBuf,
+    /// The control group that its threads run in, where that matters.
+    group: Option<PathBuf>,
+    /// Another handle of a place that is somebody else's.
+    is_twin: bool,
 }
 
 impl Place {
@@ -57,12 +62,33 @@ impl Place {
                 },
             )
             .unwrap();
-        Self { kernel, path }
+        Self {
+            kernel,
+            path,
+            group: None,
+            is_twin: false,
+        }
     }
 
     /// Runs `work` in there.
     pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let work = || {
+            if let Some(group) = &self.group {
+                crate::sockets::enter(group);
+            }
+            work()
+        };
         NetNs::open(&self.path).unwrap().run(work).unwrap()
+    }
+
+    /// Another handle of the same place, for threads that work while the lab changes.
+    pub(crate) fn twin(&self) -> Self {
+        Self {
+            kernel: Kernel::open_in(NetNs::open(&self.path).unwrap()).unwrap(),
+            path: self.path.clone(),
+            group: self.group.clone(),
+            is_twin: true,
+        }
     }
 
     fn up(&mut self, link: &str, addresses: &[&str]) {
@@ -162,7 +188,9 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        drop(NetNs::remove(&self.path));
+        if !self.is_twin {
+            drop(NetNs::remove(&self.path));
+        }
     }
 }
 
@@ -221,6 +249,7 @@ pub(crate) struct Lab {
     log: PathBuf,
     more: Vec<String>,
     proxy: Option<Child>,
+    sockets: Option<Sockets>,
     _dir: tempfile::TempDir,
 }
 
@@ -273,6 +302,7 @@ impl Lab {
             manifests,
             more: Vec::new(),
             proxy: None,
+            sockets: None,
             _dir: dir,
         }
     }
@@ -290,6 +320,24 @@ impl Lab {
         self.more
             .extend(flags.iter().map(|flag| (*flag).to_owned()));
         self
+    }
+
+    /// In mode ebpf, with the node and its pods in a control group of their own.
+    #[must_use]
+    pub(crate) fn with_sockets(mut self) -> Self {
+        let sockets = Sockets::new().unwrap();
+        for place in [&mut self.node, &mut self.p1, &mut self.p2] {
+            place.group = Some(sockets.dir.clone());
+        }
+        self.more.push("--mode=ebpf".to_owned());
+        self.more.extend(sockets.args());
+        self.sockets = Some(sockets);
+        self
+    }
+
+    /// Where mode ebpf pins.
+    pub(crate) fn pins(&self) -> Option<PathBuf> {
+        Some(self.sockets.as_ref()?.pins.clone())
     }
 
     fn args(&self) -> Vec<String> {

@@ -10,7 +10,7 @@
 //! packet goes through the node.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Child;
 
 use api::cidr::{Family, parse_ip};
@@ -21,6 +21,7 @@ use nix::sys::signal::Signal;
 
 use super::site::Site;
 use crate::cases::{Setting, word_in_ipv6};
+use crate::sockets::{Sockets, enter};
 
 /// Where connections of `pod` come from where each must be a client of its own.
 pub(crate) const STRANGERS: u8 = 24;
@@ -60,6 +61,7 @@ pub(crate) struct Lab {
     families: Vec<Family>,
     pod_link: String,
     proxy: Option<Child>,
+    sockets: Option<Sockets>,
 }
 
 impl Lab {
@@ -84,6 +86,7 @@ impl Lab {
             families,
             pod_link: "cni0".to_owned(),
             proxy: None,
+            sockets: None,
         };
         for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
             lab.node.kernel.set_sysctl(key, "1").unwrap();
@@ -212,6 +215,26 @@ impl Lab {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
+    /// Puts the node and its pods in a control group of their own, for mode ebpf. Returns flags.
+    pub(crate) fn group_sockets(&mut self) -> Vec<String> {
+        let sockets = Sockets::new().unwrap();
+        self.move_threads(&sockets.dir);
+        let args = sockets.args();
+        self.sockets = Some(sockets);
+        args
+    }
+
+    /// Moves the threads of the node and its pods into a control group.
+    fn move_threads(&self, dir: &Path) {
+        for site in [&self.node]
+            .into_iter()
+            .chain(self.pods.iter().map(|(_, pod)| pod))
+        {
+            let dir = dir.to_owned();
+            site.run(move || enter(&dir));
+        }
+    }
+
     /// Starts the proxy on the node.
     pub(crate) fn start(&mut self, args: &[String]) {
         let built = env!("CARGO_BIN_EXE_proxy");
@@ -242,6 +265,9 @@ impl Lab {
             if linux::process::signal(pid, Signal::SIGKILL).is_ok() {
                 drop(proxy.wait());
             }
+        }
+        if let Some(sockets) = &self.sockets {
+            self.move_threads(sockets.dir.parent().unwrap());
         }
     }
 }

@@ -71,6 +71,8 @@ impl Probe {
             ErrorKind::ConnectionRefused => Answer::Refused,
             // The node's own packets that are dropped on their way out (UDP).
             ErrorKind::PermissionDenied => Answer::Silent,
+            // What silence ends with; mode ebpf knows it from the start.
+            ErrorKind::TimedOut => Answer::Silent,
             _ => Answer::Failed(e.to_string()),
         })
     }

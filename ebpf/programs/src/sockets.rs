@@ -1,0 +1,340 @@
+//! Programs at `connect`, `sendmsg`, `recvmsg`, `getpeername` and `bind` of a control group.
+
+use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::bpf_sock_addr;
+use aya_ebpf::helpers::{
+    bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_probe_read_kernel_buf, bpf_set_retval,
+};
+use aya_ebpf::macros::cgroup_sock_addr;
+use aya_ebpf::programs::SockAddrContext;
+use ebpf_common::abi::{Addr, CONFIG_OFFSETS, Endpoint, Port, TCP, UDP, event, same, v4};
+use ebpf_common::resolve::{Services, Source, wildcard};
+use ebpf_common::socket::{Answer, Call, Verdict, incoming, may_bind, outgoing};
+
+use crate::maps::{Maps, count, happened};
+
+/// The call goes on.
+const ALLOW: i32 = 1;
+/// The call fails with the value set before.
+const DENY: i32 = 0;
+
+const EPERM: i32 = 1;
+const EADDRINUSE: i32 = 98;
+const ETIMEDOUT: i32 = 110;
+const ECONNREFUSED: i32 = 111;
+
+/// Flag of an interface: it is the loopback.
+const IFF_LOOPBACK: u32 = 8;
+
+/// Interfaces of a pod that are looked at for its address.
+const DEVICES_MAX: u32 = 8;
+
+/// IPv6 addresses of an interface that are looked at.
+const ADDRESSES_MAX: u32 = 4;
+
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(ctx: SockAddrContext) -> i32 {
+    out(&ctx, true, false)
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(ctx: SockAddrContext) -> i32 {
+    out(&ctx, false, false)
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    out(&ctx, true, true)
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
+    out(&ctx, false, true)
+}
+
+#[cgroup_sock_addr(recvmsg4)]
+pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
+    back(&ctx, true)
+}
+
+#[cgroup_sock_addr(recvmsg6)]
+pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
+    back(&ctx, false)
+}
+
+#[cgroup_sock_addr(getpeername4)]
+pub fn getpeername4(ctx: SockAddrContext) -> i32 {
+    back(&ctx, true)
+}
+
+#[cgroup_sock_addr(getpeername6)]
+pub fn getpeername6(ctx: SockAddrContext) -> i32 {
+    back(&ctx, false)
+}
+
+#[cgroup_sock_addr(bind4)]
+pub fn bind4(ctx: SockAddrContext) -> i32 {
+    bind(&ctx, true)
+}
+
+#[cgroup_sock_addr(bind6)]
+pub fn bind6(ctx: SockAddrContext) -> i32 {
+    bind(&ctx, false)
+}
+
+#[inline(always)]
+fn address(ctx: *const bpf_sock_addr, is_v4: bool) -> Addr {
+    // SAFETY: fields of the context, read one word at a time as the verifier wants it.
+    unsafe {
+        if is_v4 {
+            return v4(read_volatile(addr_of!((*ctx).user_ip4)).to_ne_bytes());
+        }
+        let [a, b, c, d] = [
+            read_volatile(addr_of!((*ctx).user_ip6[0])).to_ne_bytes(),
+            read_volatile(addr_of!((*ctx).user_ip6[1])).to_ne_bytes(),
+            read_volatile(addr_of!((*ctx).user_ip6[2])).to_ne_bytes(),
+            read_volatile(addr_of!((*ctx).user_ip6[3])).to_ne_bytes(),
+        ];
+        [
+            a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1],
+            d[2], d[3],
+        ]
+    }
+}
+
+#[inline(always)]
+fn port(ctx: *const bpf_sock_addr) -> Port {
+    // SAFETY: a field of the context.
+    let port = unsafe { read_volatile(addr_of!((*ctx).user_port)) };
+    (port as u16).to_ne_bytes()
+}
+
+#[inline(always)]
+fn set(ctx: *mut bpf_sock_addr, is_v4: bool, to: &Endpoint) {
+    let a = &to.addr;
+    let word = |i: usize| u32::from_ne_bytes([a[i], a[i + 1], a[i + 2], a[i + 3]]);
+    // SAFETY: fields of the context that these programs may write.
+    unsafe {
+        if is_v4 {
+            write_volatile(addr_of_mut!((*ctx).user_ip4), word(12));
+        } else {
+            write_volatile(addr_of_mut!((*ctx).user_ip6[0]), word(0));
+            write_volatile(addr_of_mut!((*ctx).user_ip6[1]), word(4));
+            write_volatile(addr_of_mut!((*ctx).user_ip6[2]), word(8));
+            write_volatile(addr_of_mut!((*ctx).user_ip6[3]), word(12));
+        }
+        write_volatile(
+            addr_of_mut!((*ctx).user_port),
+            u32::from(u16::from_ne_bytes(to.port)),
+        );
+    }
+}
+
+#[inline(always)]
+fn call(ctx: &SockAddrContext, is_v4: bool) -> Call {
+    let raw = ctx.sock_addr;
+    // SAFETY: helpers on the context, and a field of it.
+    let (cookie, netns, protocol) = unsafe {
+        (
+            bpf_get_socket_cookie(ctx.as_ptr()),
+            bpf_get_netns_cookie(ctx.as_ptr()),
+            read_volatile(addr_of!((*raw).protocol)),
+        )
+    };
+    let source = match Maps.config() {
+        Some(config) if config.node_netns == netns => Source::Node,
+        _ => Source::Pod,
+    };
+    Call {
+        cookie,
+        addr: address(raw, is_v4),
+        port: port(raw),
+        protocol: protocol as u8,
+        source,
+    }
+}
+
+#[inline(always)]
+fn out(ctx: &SockAddrContext, is_v4: bool, sticky: bool) -> i32 {
+    let call = call(ctx, is_v4);
+    if call.protocol != TCP && call.protocol != UDP {
+        return ALLOW;
+    }
+    let family_v4 = ebpf_common::abi::is_v4(&call.addr);
+    let mut answer = Answer::default();
+    let client = |address: &mut Addr| own_address(ctx.sock_addr, family_v4, address);
+    let verdict = outgoing(&Maps, &call, sticky, client, &mut answer);
+    if verdict == Verdict::Pass {
+        return ALLOW;
+    }
+    happened(answer.event);
+    if verdict == Verdict::Translate {
+        count(answer.chosen.service, &answer.chosen.endpoint, 1, 0, 0);
+        set(ctx.sock_addr, is_v4, &answer.chosen.endpoint);
+        return ALLOW;
+    }
+    let errno = if verdict == Verdict::Refuse {
+        ECONNREFUSED
+    } else if call.protocol == TCP {
+        // What a client would see after minutes of silence, at once.
+        ETIMEDOUT
+    } else {
+        EPERM
+    };
+    // SAFETY: a helper that takes a number.
+    unsafe { bpf_set_retval(-errno) };
+    DENY
+}
+
+#[inline(always)]
+fn back(ctx: &SockAddrContext, is_v4: bool) -> i32 {
+    let raw = ctx.sock_addr;
+    // SAFETY: a helper on the context.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    let from = Endpoint::new(address(raw, is_v4), port(raw));
+    if let Some(frontend) = incoming(&Maps, cookie, &from) {
+        set(raw, is_v4, &frontend);
+    }
+    ALLOW
+}
+
+#[inline(always)]
+fn bind(ctx: &SockAddrContext, is_v4: bool) -> i32 {
+    let call = call(ctx, is_v4);
+    let is_wildcard = same(&call.addr, &wildcard(is_v4));
+    if may_bind(&Maps, &call, is_wildcard, is_v4) {
+        // A socket on `::` hears IPv4, too.
+        if is_v4 || !is_wildcard {
+            return ALLOW;
+        }
+        if may_bind(&Maps, &call, true, true) {
+            return ALLOW;
+        }
+    }
+    happened(event::BIND_REFUSED);
+    // SAFETY: a helper that takes a number.
+    unsafe { bpf_set_retval(-EADDRINUSE) };
+    DENY
+}
+
+#[inline(always)]
+fn read<const N: usize>(at: u64) -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    // SAFETY: the helper checks the address; a bad one is an error.
+    unsafe { bpf_probe_read_kernel_buf(at as *const u8, &mut bytes) }.ok()?;
+    Some(bytes)
+}
+
+#[inline(always)]
+fn pointer(at: u64) -> Option<u64> {
+    read(at).map(u64::from_ne_bytes)
+}
+
+/// The address that the program has bound its socket to.
+#[inline(always)]
+fn bound(ctx: *mut bpf_sock_addr, is_v4: bool, address: &mut Addr) -> bool {
+    // SAFETY: the context's socket and its fields, which the verifier checks.
+    unsafe {
+        let sk = read_volatile(addr_of!((*ctx).__bindgen_anon_1.sk));
+        if sk.is_null() {
+            return false;
+        }
+        if is_v4 {
+            let word = read_volatile(addr_of!((*sk).src_ip4));
+            *address = v4(word.to_ne_bytes());
+            return word != 0;
+        }
+        let [a, b, c, d] = [
+            read_volatile(addr_of!((*sk).src_ip6[0])).to_ne_bytes(),
+            read_volatile(addr_of!((*sk).src_ip6[1])).to_ne_bytes(),
+            read_volatile(addr_of!((*sk).src_ip6[2])).to_ne_bytes(),
+            read_volatile(addr_of!((*sk).src_ip6[3])).to_ne_bytes(),
+        ];
+        *address = [
+            a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1],
+            d[2], d[3],
+        ];
+    }
+    ebpf_common::abi::halves(address) != (0, 0)
+}
+
+/// The first address of the first interface in the socket's network namespace that is not the
+/// loopback: a pod's own. `connect` has not chosen a source yet.
+#[inline(never)]
+fn own_address(ctx: *mut bpf_sock_addr, is_v4: bool, address: &mut Addr) -> bool {
+    if bound(ctx, is_v4, address) {
+        return true;
+    }
+    match find_address(ctx, is_v4) {
+        Some(found) => {
+            *address = found;
+            true
+        }
+        None => false,
+    }
+}
+
+#[inline(always)]
+fn find_address(ctx: *mut bpf_sock_addr, is_v4: bool) -> Option<Addr> {
+    let config = Maps.config()?;
+    if config.flags & CONFIG_OFFSETS == 0 {
+        return None;
+    }
+    let o = &config.offsets;
+    // The context's own layout, which the verifier does not rewrite for reads by helper.
+    let mut sock = [0_u8; 8];
+    let at = ctx as *const u8;
+    // SAFETY: the helper checks the address.
+    unsafe {
+        let at = at.wrapping_add(o.kern_sk as usize);
+        bpf_probe_read_kernel_buf(at, &mut sock).ok()?;
+    }
+    let net = pointer(u64::from_ne_bytes(sock) + u64::from(o.sk_net))?;
+    let head = net + u64::from(o.net_devices);
+    let mut entry = pointer(head)?;
+    let mut i = 0;
+    while i < DEVICES_MAX && entry != head && entry != 0 {
+        let device = entry - u64::from(o.dev_list);
+        let flags = u32::from_ne_bytes(read(device + u64::from(o.dev_flags))?);
+        if flags & IFF_LOOPBACK == 0 {
+            let found = if is_v4 {
+                address_v4(device, o)
+            } else {
+                address_v6(device, o)
+            };
+            if found.is_some() {
+                return found;
+            }
+        }
+        entry = pointer(entry)?;
+        i += 1;
+    }
+    None
+}
+
+#[inline(always)]
+fn address_v4(device: u64, o: &ebpf_common::abi::Offsets) -> Option<Addr> {
+    let in_device = pointer(device + u64::from(o.dev_ip)).filter(|at| *at != 0)?;
+    let first = pointer(in_device + u64::from(o.in_addrs)).filter(|at| *at != 0)?;
+    Some(v4(read(first + u64::from(o.ifa_local))?))
+}
+
+#[inline(always)]
+fn address_v6(device: u64, o: &ebpf_common::abi::Offsets) -> Option<Addr> {
+    let in6 = pointer(device + u64::from(o.dev_ip6)).filter(|at| *at != 0)?;
+    let head = in6 + u64::from(o.in6_addrs);
+    let mut entry = pointer(head)?;
+    let mut i = 0;
+    while i < ADDRESSES_MAX && entry != head && entry != 0 {
+        let addr: Addr = read(entry - u64::from(o.ifa6_list) + u64::from(o.ifa6_addr))?;
+        // Not a link-local one (fe80::/10).
+        if !(addr[0] == 0xfe && addr[1] & 0xc0 == 0x80) {
+            return Some(addr);
+        }
+        entry = pointer(entry)?;
+        i += 1;
+    }
+    None
+}

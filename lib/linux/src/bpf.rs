@@ -1,0 +1,407 @@
+//! What aya does not have of `bpf(2)`: maps as bytes with batches, replacing the program under a
+//! live link, and pins. Source: `include/uapi/linux/bpf.h`.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use crate::error::{Error, Result};
+
+const MAP_LOOKUP_ELEM: u32 = 1;
+const MAP_UPDATE_ELEM: u32 = 2;
+const MAP_DELETE_ELEM: u32 = 3;
+const MAP_GET_NEXT_KEY: u32 = 4;
+const OBJ_PIN: u32 = 6;
+const OBJ_GET: u32 = 7;
+const OBJ_GET_INFO_BY_FD: u32 = 15;
+const MAP_UPDATE_BATCH: u32 = 26;
+const MAP_DELETE_BATCH: u32 = 27;
+const LINK_UPDATE: u32 = 29;
+
+/// Entries written by one call.
+const BATCH_MAX: usize = 16_384;
+
+/// The leading fields of `struct bpf_map_info`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MapInfo {
+    /// Type, of `enum bpf_map_type`.
+    pub kind: u32,
+    /// Number by which the kernel knows it.
+    pub id: u32,
+    /// Bytes of a key.
+    pub key_size: u32,
+    /// Bytes of a value.
+    pub value_size: u32,
+    /// Entries that fit.
+    pub max_entries: u32,
+    /// Flags of its creation.
+    pub flags: u32,
+}
+
+/// `struct bpf_link_info` of links to an interface or a control group, as far as it is read.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LinkInfo {
+    /// Type, of `enum bpf_link_type`.
+    pub kind: u32,
+    /// Number by which the kernel knows it.
+    pub id: u32,
+    /// The program's number.
+    pub program: u32,
+    pad: u32,
+    words: [u32; 8],
+}
+
+impl LinkInfo {
+    /// Of a TCX link: the interface; 0 when that is gone.
+    pub fn ifindex(&self) -> u32 {
+        self.words[0]
+    }
+
+    /// Of a link to a control group: that one's number, its directory's inode; 0 when it is gone.
+    pub fn cgroup_id(&self) -> u64 {
+        pair(self.words[0], self.words[1])
+    }
+}
+
+/// Room for any of the attributes used here.
+#[repr(C, align(8))]
+#[derive(Clone, Copy)]
+struct Attr([u64; 16]);
+
+impl Attr {
+    fn new(words: &[u64]) -> Self {
+        let mut attr = [0; 16];
+        attr[..words.len()].copy_from_slice(words);
+        Self(attr)
+    }
+}
+
+/// Two 32 bit fields side by side.
+fn pair(low: u32, high: u32) -> u64 {
+    let ([a, b, c, d], [e, f, g, h]) = (low.to_ne_bytes(), high.to_ne_bytes());
+    u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+}
+
+fn raw(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().cast_unsigned()
+}
+
+#[expect(unsafe_code, reason = "bpf(2) has no wrapper")]
+fn bpf(command: u32, attr: &mut Attr) -> io::Result<i32> {
+    let size = size_of::<Attr>();
+    // SAFETY: the attribute is as long as said; what its pointers point at outlives the call, as
+    // every caller below borrows it.
+    let code = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size) };
+    match i32::try_from(code) {
+        Ok(code) if code >= 0 => Ok(code),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn address<T>(slice: &[T]) -> u64 {
+    slice.as_ptr().addr() as u64
+}
+
+fn address_mut<T>(slice: &mut [T]) -> u64 {
+    slice.as_mut_ptr().addr() as u64
+}
+
+fn c_path(path: &Path) -> Result<CString> {
+    CString::new(path.as_os_str().as_bytes())
+        .map_err(|e| Error::new(format!("use path {}", path.display()), io::Error::from(e)))
+}
+
+#[expect(unsafe_code, reason = "a descriptor that the kernel has just made")]
+fn owned(fd: i32) -> OwnedFd {
+    // SAFETY: the call returned a new descriptor that nobody else has.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Opens what is pinned at `path`: a map, a program or a link.
+///
+/// # Errors
+/// The kernel's refusal; `ENOENT` when nothing is there.
+pub fn open_pinned(path: &Path) -> Result<OwnedFd> {
+    let text = c_path(path)?;
+    let mut attr = Attr::new(&[address(text.as_bytes_with_nul()), 0]);
+    bpf(OBJ_GET, &mut attr)
+        .map(owned)
+        .map_err(|e| Error::new(format!("open {}", path.display()), e))
+}
+
+/// Pins an object at `path`.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn pin(fd: BorrowedFd<'_>, path: &Path) -> Result<()> {
+    let text = c_path(path)?;
+    let mut attr = Attr::new(&[address(text.as_bytes_with_nul()), u64::from(raw(fd))]);
+    bpf(OBJ_PIN, &mut attr)
+        .map(drop)
+        .map_err(|e| Error::new(format!("pin {}", path.display()), e))
+}
+
+/// Puts another program under a live link, without a moment in which there is none.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn replace_program(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> Result<()> {
+    let mut attr = Attr::new(&[pair(raw(link), raw(program)), 0]);
+    bpf(LINK_UPDATE, &mut attr)
+        .map(drop)
+        .map_err(|e| Error::new("replace a program under its link", e))
+}
+
+/// Tells about a link.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn link_info(link: BorrowedFd<'_>) -> Result<LinkInfo> {
+    let mut info = [LinkInfo::default()];
+    info_by_fd(link, &mut info).map_err(|e| Error::new("read about a link", e))?;
+    Ok(info[0])
+}
+
+fn info_by_fd<T>(fd: BorrowedFd<'_>, info: &mut [T; 1]) -> io::Result<()> {
+    let length = u32::try_from(size_of::<T>()).unwrap_or_default();
+    let mut attr = Attr::new(&[pair(raw(fd), length), address_mut(info)]);
+    bpf(OBJ_GET_INFO_BY_FD, &mut attr).map(drop)
+}
+
+/// A map, as bytes.
+#[derive(Debug)]
+pub struct Map {
+    fd: OwnedFd,
+    name: String,
+    info: MapInfo,
+}
+
+impl Map {
+    /// Of a descriptor; `name` is for errors.
+    ///
+    /// # Errors
+    /// It is no map.
+    pub fn new(fd: OwnedFd, name: &str) -> Result<Self> {
+        let mut info = [MapInfo::default()];
+        info_by_fd(fd.as_fd(), &mut info)
+            .map_err(|e| Error::new(format!("read about map {name}"), e))?;
+        Ok(Self {
+            fd,
+            name: name.to_owned(),
+            info: info[0],
+        })
+    }
+
+    /// What the kernel says of it.
+    pub fn info(&self) -> &MapInfo {
+        &self.info
+    }
+
+    fn error(&self, op: &str, error: io::Error) -> Error {
+        Error::new(format!("{op} map {}", self.name), error)
+    }
+
+    fn check(&self, op: &str, key: &[u8], value: usize) -> Result<()> {
+        let fits = key.len() == self.info.key_size as usize && value == self.value_len();
+        if fits {
+            return Ok(());
+        }
+        let text = format!(
+            "keys and values of {} and {value} bytes do not fit",
+            key.len()
+        );
+        Err(self.error(op, io::Error::other(text)))
+    }
+
+    /// Bytes of a value as user space sees it: for maps with one for each CPU, all of them.
+    pub fn value_len(&self) -> usize {
+        let one = self.info.value_size as usize;
+        if is_per_cpu(self.info.kind) {
+            one.next_multiple_of(8) * possible_cpus()
+        } else {
+            one
+        }
+    }
+
+    /// Adds or replaces an entry.
+    ///
+    /// # Errors
+    /// The kernel's refusal; `E2BIG` or `ENOSPC` when the map is full.
+    pub fn update(&self, key: &[u8], value: &[u8]) -> Result<()> {
+        self.check("write", key, value.len())?;
+        let fd = u64::from(raw(self.fd.as_fd()));
+        let mut attr = Attr::new(&[fd, address(key), address(value), 0]);
+        bpf(MAP_UPDATE_ELEM, &mut attr)
+            .map(drop)
+            .map_err(|e| self.error("write", e))
+    }
+
+    /// Takes an entry away; whether there was one.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn delete(&self, key: &[u8]) -> Result<bool> {
+        self.check("delete from", key, self.value_len())?;
+        let mut attr = Attr::new(&[u64::from(raw(self.fd.as_fd())), address(key)]);
+        match bpf(MAP_DELETE_ELEM, &mut attr) {
+            Ok(_) => Ok(true),
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(e) => Err(self.error("delete from", e)),
+        }
+    }
+
+    /// Reads an entry.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn lookup(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        self.check("read", key, self.value_len())?;
+        let mut value = vec![0; self.value_len()];
+        let fd = u64::from(raw(self.fd.as_fd()));
+        let mut attr = Attr::new(&[fd, address(key), address_mut(&mut value)]);
+        match bpf(MAP_LOOKUP_ELEM, &mut attr) {
+            Ok(_) => Ok(Some(value)),
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(e) => Err(self.error("read", e)),
+        }
+    }
+
+    /// All keys, in the kernel's order. Keys that come or go meanwhile may be there or not.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn keys(&self) -> Result<Vec<Vec<u8>>> {
+        let size = self.info.key_size as usize;
+        let mut keys: Vec<Vec<u8>> = Vec::new();
+        // A key that is deleted between two calls starts the walk again: the bound ends that.
+        let limit = self.info.max_entries as usize * 2;
+        while keys.len() < limit {
+            let mut next = vec![0; size];
+            let from = keys.last().map_or(0, |key| address(key));
+            let fd = u64::from(raw(self.fd.as_fd()));
+            let mut attr = Attr::new(&[fd, from, address_mut(&mut next)]);
+            match bpf(MAP_GET_NEXT_KEY, &mut attr) {
+                Ok(_) => keys.push(next),
+                Err(e) if e.raw_os_error() == Some(libc::ENOENT) => break,
+                Err(e) => return Err(self.error("list", e)),
+            }
+        }
+        keys.sort_unstable();
+        keys.dedup();
+        Ok(keys)
+    }
+
+    /// All entries.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn entries(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        let mut entries = Vec::new();
+        for key in self.keys()? {
+            if let Some(value) = self.lookup(&key)? {
+                entries.push((key, value));
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Adds or replaces entries, in order, many at a time. `keys` and `values` hold them end to end.
+    ///
+    /// # Errors
+    /// The kernel's refusal; those before the one that it is about are written.
+    pub fn update_many(&self, keys: &[u8], values: &[u8]) -> Result<()> {
+        self.batch(MAP_UPDATE_BATCH, "write", keys, Some(values))
+    }
+
+    /// Takes entries away that are there, many at a time.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn delete_many(&self, keys: &[u8]) -> Result<()> {
+        match self.batch(MAP_DELETE_BATCH, "delete from", keys, None) {
+            // One was gone: the rest goes one by one.
+            Err(e) if e.is_not_found() => keys
+                .chunks(self.info.key_size as usize)
+                .try_for_each(|key| self.delete(key).map(drop)),
+            result => result,
+        }
+    }
+
+    fn batch(&self, command: u32, op: &str, keys: &[u8], values: Option<&[u8]>) -> Result<()> {
+        let (key, value) = (self.info.key_size as usize, self.value_len());
+        let count = keys.len() / key;
+        if keys.len() != count * key || values.is_some_and(|v| v.len() != count * value) {
+            return Err(self.error(op, io::Error::other("a batch with half an entry")));
+        }
+        for from in (0..count).step_by(BATCH_MAX) {
+            let n = BATCH_MAX.min(count - from);
+            let keys = &keys[from * key..(from + n) * key];
+            let values = values.map(|v| &v[from * value..(from + n) * value]);
+            let n = u32::try_from(n).unwrap_or_default();
+            let mut attr = Attr::new(&[
+                0,
+                0,
+                address(keys),
+                values.map_or(0, address),
+                pair(n, raw(self.fd.as_fd())),
+                0,
+                0,
+            ]);
+            bpf(command, &mut attr).map_err(|e| self.error(op, e))?;
+        }
+        Ok(())
+    }
+}
+
+/// `BPF_MAP_TYPE_PERCPU_HASH`, `PERCPU_ARRAY` and `LRU_PERCPU_HASH`.
+fn is_per_cpu(kind: u32) -> bool {
+    matches!(kind, 5 | 6 | 10)
+}
+
+/// How many CPUs the kernel keeps room for, from `/sys/devices/system/cpu/possible`.
+pub fn possible_cpus() -> usize {
+    let text = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
+    let last = text.trim().rsplit(['-', ',']).next();
+    last.and_then(|n| n.parse::<usize>().ok())
+        .map_or(1, |n| n + 1)
+}
+
+/// The cookie of the calling thread's network namespace (`SO_NETNS_COOKIE`, Linux 5.14).
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn netns_cookie() -> Result<u64> {
+    let op = "read the network namespace's cookie";
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0")
+        .or_else(|_| std::net::UdpSocket::bind("[::]:0"))
+        .or_else(|_| std::net::UdpSocket::bind("0.0.0.0:0"))
+        .map_err(|e| Error::new(op, e))?;
+    socket_option(&socket, SO_NETNS_COOKIE).map_err(|e| Error::new(op, e))
+}
+
+const SO_NETNS_COOKIE: i32 = 71;
+
+#[expect(unsafe_code, reason = "an option that nix does not have")]
+fn socket_option(socket: &impl AsRawFd, option: i32) -> io::Result<u64> {
+    let mut value = 0_u64;
+    let mut length = libc::socklen_t::try_from(size_of::<u64>()).unwrap_or_default();
+    // SAFETY: value and length are as long as said and outlive the call.
+    let code = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            option,
+            std::ptr::from_mut(&mut value).cast(),
+            &raw mut length,
+        )
+    };
+    if code == 0 {
+        Ok(value)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}

@@ -1,0 +1,119 @@
+//! Everything that should be in the maps for one family, kept up to date port by port. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ebpf_common::abi::FrontendKey;
+
+use super::plan::{PortPlan, plan_port};
+use crate::backend::Settings;
+use crate::model::{Decision, Decisions, PortName};
+
+/// The wanted entries of one family.
+#[derive(Debug, Clone)]
+pub struct Desired {
+    settings: Settings,
+    ports: BTreeMap<PortName, PortPlan>,
+    /// Who has an address: the first by name serves it.
+    owners: BTreeMap<FrontendKey, BTreeSet<PortName>>,
+    touched: BTreeSet<PortName>,
+    touched_frontends: BTreeSet<FrontendKey>,
+    left_out: BTreeSet<PortName>,
+}
+
+impl Desired {
+    /// Without any service.
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            ports: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            touched: BTreeSet::new(),
+            touched_frontends: BTreeSet::new(),
+            left_out: BTreeSet::new(),
+        }
+    }
+
+    /// With all of `decisions`.
+    pub fn with(settings: Settings, decisions: &Decisions) -> Self {
+        let mut desired = Self::new(settings);
+        for decision in decisions.values() {
+            desired.set(&decision.name, Some(decision));
+        }
+        desired
+    }
+
+    /// Settings it was made with.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Puts one service port in the place of what is there, or takes it away.
+    pub fn set(&mut self, name: &PortName, decision: Option<&Decision>) {
+        let new = decision.and_then(plan_port);
+        if decision.is_some() && new.is_none() {
+            self.left_out.insert(name.clone());
+        } else {
+            self.left_out.remove(name);
+        }
+        let old = self.ports.get(name);
+        if old == new.as_ref() {
+            return;
+        }
+        let keys = |plan: Option<&PortPlan>| -> Vec<FrontendKey> {
+            plan.map(|plan| plan.frontends.keys().copied().collect())
+                .unwrap_or_default()
+        };
+        for key in keys(old) {
+            self.touched_frontends.insert(key);
+            if let Some(owners) = self.owners.get_mut(&key) {
+                owners.remove(name);
+                if owners.is_empty() {
+                    self.owners.remove(&key);
+                }
+            }
+        }
+        for key in keys(new.as_ref()) {
+            self.touched_frontends.insert(key);
+            self.owners.entry(key).or_default().insert(name.clone());
+        }
+        match new {
+            Some(new) => self.ports.insert(name.clone(), new),
+            None => self.ports.remove(name),
+        };
+        self.touched.insert(name.clone());
+    }
+
+    /// A port.
+    pub fn port(&self, name: &PortName) -> Option<&PortPlan> {
+        self.ports.get(name)
+    }
+
+    /// All ports.
+    pub fn ports(&self) -> impl Iterator<Item = (&PortName, &PortPlan)> {
+        self.ports.iter()
+    }
+
+    /// Who serves an address, and its `KIND_*`.
+    pub fn owner(&self, key: &FrontendKey) -> Option<(&PortName, u8)> {
+        let name = self.owners.get(key)?.first()?;
+        Some((name, *self.ports.get(name)?.frontends.get(key)?))
+    }
+
+    /// All addresses.
+    pub fn frontends(&self) -> impl Iterator<Item = &FrontendKey> {
+        self.owners.keys()
+    }
+
+    /// Ports and addresses that may have changed since the last call.
+    pub fn take_touched(&mut self) -> (BTreeSet<PortName>, BTreeSet<FrontendKey>) {
+        (
+            std::mem::take(&mut self.touched),
+            std::mem::take(&mut self.touched_frontends),
+        )
+    }
+
+    /// Ports that this mode does not serve (SCTP).
+    pub fn left_out(&self) -> &BTreeSet<PortName> {
+        &self.left_out
+    }
+}

@@ -1,0 +1,198 @@
+//! What the programs must know of the node: its addresses, its interfaces, how pods are told from
+//! others. Reading it is one function, deciding what the maps get of it another.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use api::cidr::Family;
+use ebpf_common::abi::{
+    Addr, CONFIG_LOCALHOST, CONFIG_OFFSETS, Config, IFACE_PODS, Iface, NODE_PORTS, NodeAddr,
+    Offsets,
+};
+use linux::btf::Btf;
+use linux::{Host, Kernel};
+
+use super::plan::{addr, bits};
+use crate::backend::{DetectLocal, NodePortScope, Settings};
+use crate::node::primary_ips;
+
+/// The loopback interface.
+const LOOPBACK: &str = "lo";
+
+/// An interface of the node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    /// Index.
+    pub index: u32,
+    /// Name.
+    pub name: String,
+    /// It is a port of a bridge or the like, whose packets pass that.
+    pub is_port: bool,
+    /// Its frames have Ethernet headers.
+    pub is_ethernet: bool,
+    /// Its addresses, without link-local ones.
+    pub ips: Vec<IpAddr>,
+}
+
+impl Interface {
+    /// Whether programs are attached to it.
+    pub fn is_attached(&self) -> bool {
+        self.name != LOOPBACK && !self.is_port && self.is_ethernet
+    }
+}
+
+/// What was found on the node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// Cookie of the node's network namespace.
+    pub netns: u64,
+    /// Interfaces by index.
+    pub interfaces: Vec<Interface>,
+    /// All addresses of the node, link-local ones too.
+    pub ips: Vec<IpAddr>,
+    /// The primary address of each family.
+    pub primary: Vec<IpAddr>,
+}
+
+/// Looks at the calling thread's network namespace.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn facts() -> linux::Result<Facts> {
+    let mut host = Kernel::open()?;
+    let mut facts = Facts {
+        netns: linux::bpf::netns_cookie()?,
+        ..Facts::default()
+    };
+    for link in host.links()? {
+        let addrs = match host.addrs(&link.name) {
+            Ok(addrs) => addrs,
+            // A link that went away since it was listed.
+            Err(e) if e.is_not_found() => continue,
+            Err(e) => return Err(e),
+        };
+        let ips: Vec<IpAddr> = addrs.iter().map(|addr| addr.net.ip()).collect();
+        facts.ips.extend(&ips);
+        facts.interfaces.push(Interface {
+            index: link.index,
+            is_port: link.master.is_some(),
+            is_ethernet: link.mac.is_some(),
+            ips: ips.into_iter().filter(|ip| !is_link_local(ip)).collect(),
+            name: link.name,
+        });
+    }
+    facts.ips.sort_unstable();
+    facts.ips.dedup();
+    facts.primary = primary_ips(None, &facts.ips);
+    Ok(facts)
+}
+
+fn is_link_local(ip: &IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
+}
+
+/// The entries of the maps about the node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NodePlan {
+    /// Settings.
+    pub config: Config,
+    /// Addresses.
+    pub addrs: BTreeMap<Addr, NodeAddr>,
+    /// Interfaces.
+    pub ifaces: BTreeMap<u32, Iface>,
+}
+
+/// Plans them, from what was found and the settings of each family.
+pub fn plan(facts: &Facts, settings: &[Settings], offsets: Option<Offsets>) -> NodePlan {
+    let mut plan = NodePlan {
+        config: Config {
+            node_netns: facts.netns,
+            offsets: offsets.unwrap_or_default(),
+            flags: if offsets.is_some() { CONFIG_OFFSETS } else { 0 },
+            ..Config::default()
+        },
+        ..NodePlan::default()
+    };
+    for settings in settings {
+        family(&mut plan, facts, settings);
+    }
+    for interface in facts.interfaces.iter().filter(|i| i.is_attached()) {
+        let of = |family| {
+            let ip = interface.ips.iter().find(|ip| Family::of(**ip) == family);
+            ip.map_or([0; 16], |ip| addr(*ip))
+        };
+        let pods = settings.iter().any(|s| is_of_pods(s, &interface.name));
+        let iface = Iface {
+            v4: of(Family::V4),
+            v6: of(Family::V6),
+            flags: if pods { IFACE_PODS } else { 0 },
+        };
+        plan.ifaces.insert(interface.index, iface);
+    }
+    plan
+}
+
+fn family(plan: &mut NodePlan, facts: &Facts, settings: &Settings) {
+    let which = usize::from(settings.family == Family::V6);
+    if let Some(DetectLocal::Net(net)) = &settings.detect_local {
+        plan.config.pods[which] = addr(net.network());
+        plan.config.pods_bits[which] = bits(net);
+    }
+    if settings.serves_localhost() {
+        plan.config.flags |= CONFIG_LOCALHOST;
+    }
+    let own = |ips: &[IpAddr]| -> Vec<IpAddr> {
+        let of_family = ips.iter().filter(|ip| Family::of(**ip) == settings.family);
+        of_family.copied().collect()
+    };
+    if let Some(primary) = own(&facts.primary).first() {
+        plan.config.masquerade[which] = addr(*primary);
+    }
+    for ip in own(&facts.ips).into_iter().filter(|ip| !ip.is_loopback()) {
+        let serves = match &settings.node_ports {
+            NodePortScope::All => true,
+            NodePortScope::Only(ips) => ips.contains(&ip),
+        };
+        let flags = if serves && !settings.dns_ips.contains(&ip) {
+            NODE_PORTS
+        } else {
+            0
+        };
+        plan.addrs.insert(addr(ip), NodeAddr { flags });
+    }
+}
+
+fn is_of_pods(settings: &Settings, name: &str) -> bool {
+    match &settings.detect_local {
+        Some(DetectLocal::Interface(pods)) => name == pods,
+        Some(DetectLocal::InterfacePrefix(prefix)) => name.starts_with(prefix),
+        Some(DetectLocal::Net(_)) | None => false,
+    }
+}
+
+/// Finds out where the kernel keeps a socket's own address.
+///
+/// # Errors
+/// The kernel does not describe itself, or is built otherwise.
+pub fn offsets() -> linux::Result<Offsets> {
+    let btf = Btf::kernel()?;
+    Ok(Offsets {
+        kern_sk: btf.offset("bpf_sock_addr_kern", "sk")?,
+        sk_net: btf.offset("sock_common", "skc_net")?,
+        net_devices: btf.offset("net", "dev_base_head")?,
+        dev_list: btf.offset("net_device", "dev_list")?,
+        dev_flags: btf.offset("net_device", "flags")?,
+        dev_ip: btf.offset("net_device", "ip_ptr")?,
+        dev_ip6: btf.offset("net_device", "ip6_ptr")?,
+        in_addrs: btf.offset("in_device", "ifa_list")?,
+        ifa_local: btf.offset("in_ifaddr", "ifa_local")?,
+        in6_addrs: btf.offset("inet6_dev", "addr_list")?,
+        ifa6_list: btf.offset("inet6_ifaddr", "if_list")?,
+        ifa6_addr: btf.offset("inet6_ifaddr", "addr")?,
+        ifa_next: btf.offset("in_ifaddr", "ifa_next")?,
+        pad: [0; 3],
+    })
+}

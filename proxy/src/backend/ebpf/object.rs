@@ -1,0 +1,273 @@
+//! The programs and maps in the kernel: loading, adopting what an earlier process pinned, and
+//! taking over its flows where sizes or layouts differ.
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use aya::programs::Program;
+use aya::{Ebpf, EbpfLoader};
+use linux::bpf::{self, Map};
+
+use super::Place;
+use super::diff::MapName;
+use super::sizes::{Sizes, memory};
+
+/// The kernel side, built by `cargo xtask ebpf`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../ebpf/prebuilt/seaway.o");
+
+/// Directory below the node's, with the links.
+const LINKS: &str = "links";
+
+/// First letters of directories with maps.
+const MAPS: &str = "maps-";
+
+/// Maps whose entries are taken over from an earlier layout, as far as keys and values are as long.
+const TAKEN_OVER: [&str; 3] = ["FLOWS", "SOCKETS", "AFFINITIES"];
+
+/// Every map that user space reads or writes.
+const ALL: [&str; 14] = [
+    "CONFIG",
+    "FRONTENDS",
+    "SERVICES",
+    "SLOTS",
+    "MEMBERS",
+    "RANGES",
+    "NODE_ADDRS",
+    "IFACES",
+    "AFFINITIES",
+    "SOCKETS",
+    "FLOWS",
+    "FRAGMENTS",
+    "COUNTERS",
+    "EVENTS",
+];
+
+/// The maps, by name.
+#[derive(Debug)]
+pub struct Maps(Vec<(&'static str, Map)>);
+
+impl Maps {
+    /// A map by its name in the object. Every name in there is opened at the start.
+    ///
+    /// # Panics
+    /// For a name that the object does not have, which a test would show.
+    pub fn get(&self, name: &str) -> &Map {
+        let found = self.0.iter().find(|(known, _)| *known == name);
+        #[expect(
+            clippy::expect_used,
+            reason = "names are constants, and every one is opened by `open`"
+        )]
+        &found.expect("a map of the object").1
+    }
+
+    /// A map that services are written to.
+    pub fn of(&self, map: MapName) -> &Map {
+        self.get(map.name())
+    }
+
+    /// All.
+    pub fn iter(&self) -> impl Iterator<Item = &(&'static str, Map)> {
+        self.0.iter()
+    }
+}
+
+/// Loaded programs with their maps.
+pub struct Object {
+    ebpf: Ebpf,
+    dir: PathBuf,
+    maps_dir: PathBuf,
+    /// Maps of an earlier process were found and are used on.
+    pub adopted: bool,
+}
+
+/// Directory of a node below the directory for pins.
+pub fn node_dir(place: &Place) -> PathBuf {
+    place.pin_dir.join(&place.node)
+}
+
+/// Opens programs and maps.
+///
+/// # Errors
+/// The kernel lacks something, or refuses a program; all of it is named.
+pub fn open(place: &Place) -> Result<(Object, Maps)> {
+    ensure_bpffs(&place.pin_dir)?;
+    let dir = node_dir(place);
+    let sizes = Sizes::of(memory(), place.flows_max);
+    let maps_dir = dir.join(format!("{MAPS}{}", sizes.tag()));
+    for dir in [&dir.join(LINKS), &maps_dir] {
+        fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+    }
+    let adopted = maps_dir.join("SERVICES").exists();
+    let mut loader = EbpfLoader::new();
+    // Nothing in the programs is relocated by the kernel's types, which take a second to read.
+    loader.btf(None).default_map_pin_directory(&maps_dir);
+    for (name, size) in &sizes.0 {
+        loader.map_max_entries(name, *size);
+    }
+    let mut ebpf = loader.load(OBJECT).context("make the maps")?;
+    load(&mut ebpf)?;
+    let mut maps = Vec::new();
+    for name in ALL {
+        let fd = bpf::open_pinned(&maps_dir.join(name))?;
+        maps.push((name, Map::new(fd, name)?));
+    }
+    let object = Object {
+        ebpf,
+        dir,
+        maps_dir,
+        adopted,
+    };
+    Ok((object, Maps(maps)))
+}
+
+/// Loads all programs, and says of each that the kernel refuses why.
+fn load(ebpf: &mut Ebpf) -> Result<()> {
+    let mut refused = Vec::new();
+    for (name, program) in ebpf.programs_mut() {
+        let result = match program {
+            Program::CgroupSockAddr(program) => program.load(),
+            Program::SchedClassifier(program) => program.load(),
+            _ => continue,
+        };
+        if let Err(error) = result {
+            refused.push(format!("{name}: {}", chain(&error)));
+        }
+    }
+    if refused.is_empty() {
+        return Ok(());
+    }
+    bail!("the kernel refuses programs: {}", refused.join("; "))
+}
+
+/// An error with its causes, the last lines of the verifier's log among them.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    let lines: Vec<&str> = text.lines().collect();
+    let tail = lines.len().saturating_sub(12);
+    if tail > 0 {
+        let first = lines.first().copied().unwrap_or_default();
+        return format!("{first} .. {}", lines[tail..].join(" / "));
+    }
+    lines.join(" / ")
+}
+
+/// Mounts a BPF file system where none is.
+fn ensure_bpffs(dir: &Path) -> Result<()> {
+    let mounts = linux::mount::mounts()?;
+    let covers = |m: &&linux::mount::Mount| dir.starts_with(&m.target);
+    let last = mounts
+        .iter()
+        .filter(covers)
+        .max_by_key(|m| m.target.as_os_str().len());
+    if last.is_none_or(|m| m.fstype != "bpf") {
+        let root = Path::new("/sys/fs/bpf");
+        let at = if dir.starts_with(root) { root } else { dir };
+        fs::create_dir_all(at).with_context(|| format!("make {}", at.display()))?;
+        linux::mount::mount("bpf", at, "bpf", nix::mount::MsFlags::empty(), None)?;
+    }
+    fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))
+}
+
+impl Object {
+    /// Directory with the links.
+    pub fn links_dir(&self) -> PathBuf {
+        self.dir.join(LINKS)
+    }
+
+    /// The programs.
+    pub fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// Takes over what running connections need from maps of another layout; called before the
+    /// links are led to our programs. Returns how many entries.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn take_over(&self, maps: &Maps) -> linux::Result<usize> {
+        let mut taken = 0;
+        for old in self.other_layouts() {
+            for name in TAKEN_OVER {
+                let Ok(fd) = bpf::open_pinned(&old.join(name)) else {
+                    continue;
+                };
+                taken += copy(fd, name, maps.get(name))?;
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Directories with maps of other layouts.
+    fn other_layouts(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let is_other = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with(MAPS) && *path != self.maps_dir
+        };
+        entries.map(|entry| entry.path()).filter(is_other).collect()
+    }
+
+    /// Takes away maps of other layouts, which no program uses any more.
+    pub fn forget_other_layouts(&self) {
+        for dir in self.other_layouts() {
+            if let Err(error) = fs::remove_dir_all(&dir) {
+                tracing::warn!("remove {}: {error}", dir.display());
+            }
+        }
+    }
+}
+
+fn copy(from: OwnedFd, name: &str, to: &Map) -> linux::Result<usize> {
+    let from = Map::new(from, name)?;
+    let (old, new) = (from.info(), to.info());
+    if (old.key_size, old.value_size) != (new.key_size, new.value_size) {
+        return Ok(0);
+    }
+    let mut copied = 0;
+    for (key, value) in from.entries()? {
+        if to.update(&key, &value).is_ok() {
+            copied += 1;
+        }
+    }
+    Ok(copied)
+}
+
+/// Takes away all pins of a node: with the last reference the kernel lets go of everything.
+///
+/// # Errors
+/// They cannot be removed.
+pub fn remove(place: &Place) -> Result<()> {
+    let dir = node_dir(place);
+    match fs::remove_dir_all(&dir) {
+        Ok(()) => {}
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e).with_context(|| format!("remove {}", dir.display())),
+    }
+    // The directory of all nodes, when this was the last.
+    match fs::remove_dir(&place.pin_dir) {
+        Ok(()) => Ok(()),
+        Err(e) if e.raw_os_error() == Some(nix::errno::Errno::ENOTEMPTY as i32) => Ok(()),
+        Err(e) => Err(e).with_context(|| format!("remove {}", place.pin_dir.display())),
+    }
+}
+
+/// The program's descriptor.
+///
+/// # Errors
+/// It is not loaded.
+pub fn program_fd(program: &Program) -> Result<std::os::fd::BorrowedFd<'_>> {
+    let fd = match program {
+        Program::CgroupSockAddr(program) => program.fd(),
+        Program::SchedClassifier(program) => program.fd(),
+        _ => bail!("a program of another type"),
+    };
+    Ok(fd.context("use a program")?.as_fd())
+}

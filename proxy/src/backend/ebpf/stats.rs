@@ -1,0 +1,99 @@
+//! What the programs count, read from their maps: events, services and endpoints, and how full the
+//! maps are.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use ebpf_common::abi::{Counter, CounterKey, Plain, event, from_bytes};
+use linux::bpf::Map;
+
+use super::object::Maps;
+use super::plan;
+use crate::model::PortName;
+
+/// Maps whose entries are not counted elsewhere, and may be full.
+const WATCHED: [&str; 11] = [
+    "FRONTENDS",
+    "SERVICES",
+    "SLOTS",
+    "MEMBERS",
+    "RANGES",
+    "NODE_ADDRS",
+    "IFACES",
+    "AFFINITIES",
+    "SOCKETS",
+    "FLOWS",
+    "COUNTERS",
+];
+
+/// The values of all CPUs in one read.
+fn per_cpu<T: Plain>(bytes: &[u8]) -> impl Iterator<Item = T> {
+    let one = size_of::<T>();
+    let chunks = bytes.chunks_exact(one.next_multiple_of(8));
+    chunks.filter_map(move |chunk| from_bytes(&chunk[..one]))
+}
+
+/// An event's count over all CPUs.
+fn total(map: &Map, index: u32) -> linux::Result<u64> {
+    let value = map.lookup(&index.to_ne_bytes())?.unwrap_or_default();
+    let words = value.chunks_exact(8);
+    let numbers = words.filter_map(|word| Some(u64::from_ne_bytes(word.try_into().ok()?)));
+    Ok(numbers.sum())
+}
+
+/// Text for Prometheus. `names` says which service a number stands for.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn render(maps: &Maps, names: &BTreeMap<u32, PortName>) -> linux::Result<String> {
+    let mut text = String::new();
+    let mut line = |args: std::fmt::Arguments<'_>| {
+        // Writing to a string cannot fail.
+        let _written = text.write_fmt(args);
+        text.push('\n');
+    };
+    line(format_args!("# TYPE seaway_ebpf_events_total counter"));
+    for (index, name) in (0..event::COUNT).zip(event::NAMES) {
+        let count = total(maps.get("EVENTS"), index)?;
+        line(format_args!(
+            "seaway_ebpf_events_total{{event=\"{name}\"}} {count}"
+        ));
+    }
+    line(format_args!("# TYPE seaway_ebpf_map_entries gauge"));
+    for name in WATCHED {
+        let map = maps.get(name);
+        let (count, max) = (map.keys()?.len(), map.info().max_entries);
+        line(format_args!(
+            "seaway_ebpf_map_entries{{map=\"{name}\"}} {count}"
+        ));
+        line(format_args!(
+            "seaway_ebpf_map_max_entries{{map=\"{name}\"}} {max}"
+        ));
+    }
+    for (key, value) in maps.get("COUNTERS").entries()? {
+        let Some(key) = from_bytes::<CounterKey>(&key) else {
+            continue;
+        };
+        let Some(name) = names.get(&key.service) else {
+            continue;
+        };
+        let mut sum = Counter::default();
+        for one in per_cpu::<Counter>(&value) {
+            sum.connections += one.connections;
+            sum.packets += one.packets;
+            sum.bytes += one.bytes;
+        }
+        let endpoint = plan::socket(&key.endpoint);
+        let protocol = name.protocol;
+        for (what, count) in [
+            ("connections", sum.connections),
+            ("packets", sum.packets),
+            ("bytes", sum.bytes),
+        ] {
+            line(format_args!(
+                "seaway_ebpf_{what}_total{{service=\"{name}\",protocol=\"{protocol}\",endpoint=\"{endpoint}\"}} {count}"
+            ));
+        }
+    }
+    Ok(text)
+}

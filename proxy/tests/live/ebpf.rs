@@ -1,0 +1,309 @@
+//! Mode ebpf on the real kernel: sockets of pods and of the node, clients outside, restarts under
+//! traffic. Needs root.
+
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use crate::lab::{self, Lab, service, still_alive};
+use nix::sys::signal::Signal;
+
+const ALL: &[(&str, &str)] = &[
+    ("10.180.0.1", "node"),
+    ("10.180.0.2", "node"),
+    ("10.180.1.1", "other"),
+    ("fd00:180::1", "node"),
+    ("fd00:180::2", "node"),
+    ("fd00:180:1::1", "other"),
+];
+
+const SPEC: &str = "{type: NodePort, clusterIP: 172.30.0.41, clusterIPs: [172.30.0.41, \"fd00:172::41\"], ports: [{port: 80, nodePort: 30041}, {name: udp, port: 80, protocol: UDP, nodePort: 30041}]}";
+
+/// Programs replaced, and endpoints changed, while connections are made.
+const RESTARTS: usize = 20;
+const CHANGES: usize = 200;
+
+fn lab(name: &str) -> Option<Lab> {
+    Lab::new(name).map(Lab::with_sockets)
+}
+
+fn names(place: &lab::Place, to: &str) -> std::collections::BTreeSet<String> {
+    place
+        .ask_many(to, 60)
+        .into_iter()
+        .map(|(who, _)| who)
+        .collect()
+}
+
+#[test]
+fn sockets_see_the_service_and_reach_an_endpoint() {
+    let Some(mut lab) = lab("sockets_see_the_service_and_reach_an_endpoint") else {
+        return;
+    };
+    lab.write("web.yaml", &service("web", SPEC, ALL));
+    lab.write(
+        "no.yaml",
+        &service(
+            "empty",
+            "{clusterIP: 172.30.0.42, ports: [{port: 80}, {name: udp, port: 80, protocol: UDP}]}",
+            &[],
+        ),
+    );
+    lab.start();
+    for to in [
+        "172.30.0.41:80",
+        "[fd00:172::41]:80",
+        "192.168.0.2:30041",
+        "[2001:db8::2]:30041",
+    ] {
+        for place in [&lab.p1, &lab.node, &lab.cli] {
+            let all: Vec<String> = names(place, to).into_iter().collect();
+            assert_eq!(all, ["p1", "p2", "p3"], "{to}");
+        }
+        // Nobody's address is changed, nor is the service's seen through.
+        let (_, seen) = lab.p1.ask(to).unwrap();
+        assert!(
+            ["10.180.0.1", "fd00:180::1"].contains(&seen.to_string().as_str()),
+            "{seen}"
+        );
+        let stream = lab.p1.connect(to);
+        assert_eq!(
+            stream.peer_addr().unwrap(),
+            to.parse::<SocketAddr>().unwrap()
+        );
+    }
+    assert!(lab.node.ask("127.0.0.1:30041").is_ok());
+    assert_eq!(
+        lab.p1.ask("127.0.0.1:30041"),
+        Err(ErrorKind::ConnectionRefused)
+    );
+    assert_eq!(
+        lab.p1.ask("172.30.0.42:80"),
+        Err(ErrorKind::ConnectionRefused)
+    );
+    // An IPv6 socket that uses IPv4.
+    assert!(lab.p1.ask("[::ffff:172.30.0.41]:80").is_ok());
+    datagrams(&lab);
+    let taken = |to: &'static str| {
+        lab.node
+            .run(|| TcpListener::bind(to).map(drop).map_err(|e| e.kind()))
+    };
+    assert_eq!(taken("0.0.0.0:30041"), Err(ErrorKind::AddrInUse));
+    assert_eq!(taken("[::]:30041"), Err(ErrorKind::AddrInUse));
+    assert_eq!(taken("192.168.0.2:30041"), Err(ErrorKind::AddrInUse));
+    assert_eq!(taken("0.0.0.0:30040"), Ok(()));
+    let in_pod = lab.p1.run(|| {
+        TcpListener::bind("0.0.0.0:30041")
+            .map(drop)
+            .map_err(|e| e.kind())
+    });
+    assert_eq!(in_pod, Ok(()), "a pod's ports are its own");
+}
+
+fn datagrams(lab: &Lab) {
+    for (any, to) in [
+        ("0.0.0.0:0", "172.30.0.41:80"),
+        ("[::]:0", "[fd00:172::41]:80"),
+        ("[::]:0", "[::ffff:172.30.0.41]:80"),
+    ] {
+        let to: SocketAddr = to.parse().unwrap();
+        let (loose, fixed) = lab.p1.run(|| {
+            let socket = |_| {
+                let socket = UdpSocket::bind(any).unwrap();
+                socket
+                    .set_read_timeout(Some(std::time::Duration::from_secs(5)))
+                    .unwrap();
+                socket
+            };
+            let (loose, fixed) = (socket(()), socket(()));
+            fixed.connect(to).unwrap();
+            (loose, fixed)
+        });
+        let mut buffer = [0; 64];
+        let mut who = std::collections::BTreeSet::new();
+        for _ in 0..8 {
+            loose.send_to(b"?", to).unwrap();
+            let (n, from) = loose.recv_from(&mut buffer).unwrap();
+            assert_eq!(from, to, "the sender is the service");
+            who.insert(buffer[..n].to_vec());
+        }
+        assert_eq!(who.len(), 1, "a socket stays with its endpoint");
+        fixed.send(b"?").unwrap();
+        let (_, from) = fixed.recv_from(&mut buffer).unwrap();
+        assert_eq!(from, to);
+        assert_eq!(fixed.peer_addr().unwrap(), to);
+    }
+    let refused = lab.p1.run(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.send_to(b"?", "172.30.0.42:80").map_err(|e| e.kind())
+    });
+    assert_eq!(refused, Err(ErrorKind::ConnectionRefused));
+}
+
+/// Connects again and again; counts answers and failures.
+fn ask_on(place: &lab::Place, to: &str, stop: &AtomicBool, counts: &[AtomicUsize; 2]) {
+    let to: SocketAddr = to.parse().unwrap();
+    place.run(|| {
+        while !stop.load(Ordering::Relaxed) {
+            let failed = usize::from(!lab::ask_once(to));
+            counts[failed].fetch_add(1, Ordering::Relaxed);
+        }
+    });
+}
+
+#[test]
+fn programs_and_endpoints_change_under_traffic() {
+    let Some(lab) = lab("programs_and_endpoints_change_under_traffic") else {
+        return;
+    };
+    // The two that stay open and idle are not to be the ones that are given up.
+    let mut lab = lab.with(&["--ebpf-flows-max=1000000"]);
+    lab.write("web.yaml", &service("web", SPEC, ALL));
+    lab.start();
+    let mut old = [
+        lab.p1.connect("172.30.0.41:80"),
+        lab.cli.connect("192.168.0.2:30041"),
+    ];
+    let stop = AtomicBool::new(false);
+    let counts = [AtomicUsize::new(0), AtomicUsize::new(0)];
+    let (p1, cli) = (lab.p1.twin(), lab.cli.twin());
+    std::thread::scope(|scope| {
+        scope.spawn(|| ask_on(&p1, "172.30.0.41:80", &stop, &counts));
+        scope.spawn(|| ask_on(&p1, "[fd00:172::41]:80", &stop, &counts));
+        scope.spawn(|| ask_on(&cli, "192.168.0.2:30041", &stop, &counts));
+        scope.spawn(|| ask_on(&cli, "[2001:db8::2]:30041", &stop, &counts));
+        for restart in 0..RESTARTS {
+            // Every endpoint that was ever there goes on serving.
+            for change in 0..CHANGES / RESTARTS {
+                let n = 1 + (restart + change) % 3;
+                let mut some = ALL[..n].to_vec();
+                some.extend(&ALL[3..3 + n]);
+                lab.write("web.yaml", &service("web", SPEC, &some));
+                std::thread::yield_now();
+            }
+            lab.stop(Signal::SIGKILL);
+            lab.start();
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let [good, bad] = counts.map(AtomicUsize::into_inner);
+    println!(
+        "COUNTED connections during {RESTARTS} replacements of the programs and {CHANGES} changes of endpoints: {good} answered, {bad} failed"
+    );
+    assert_eq!(bad, 0);
+    assert!(good > 1000, "{good}");
+    for stream in &mut old {
+        still_alive(stream);
+    }
+    // What an earlier process wrote is found and not written again.
+    assert!(lab.log_text().contains("adopted=true"));
+}
+
+#[test]
+fn a_udp_client_that_keeps_its_port_follows_the_endpoints() {
+    let Some(mut lab) = lab("ebpf: a_udp_client_that_keeps_its_port_follows_the_endpoints") else {
+        return;
+    };
+    lab.write("web.yaml", &service("web", SPEC, &ALL[1..2]));
+    lab.start();
+    let clients = [
+        (&lab.p1, "172.30.0.41:80"),
+        (&lab.cli, "192.168.0.2:30041"),
+        (&lab.node, "172.30.0.41:80"),
+    ];
+    let sockets: Vec<_> = clients
+        .iter()
+        .map(|(place, _)| place.run(lab::udp_socket))
+        .collect();
+    let all_hear = |who: &str| {
+        let pairs = clients.iter().zip(&sockets);
+        let mut heard = pairs
+            .map(|((place, to), socket)| place.run(|| lab::ask_udp(socket, to.parse().unwrap())));
+        heard.all(|heard| heard.as_deref() == Some(who))
+    };
+    for (to, who) in [
+        (&ALL[1..2], "p2"),
+        (&ALL[2..3], "p3"),
+        (&[][..], ""),
+        (&ALL[1..2], "p2"),
+    ] {
+        lab.write("web.yaml", &service("web", SPEC, to));
+        if !who.is_empty() {
+            lab.wait(who, |_| all_hear(who));
+        }
+    }
+}
+
+#[test]
+fn more_clients_than_the_table_of_flows_holds_are_served() {
+    let Some(lab) = lab("more_clients_than_the_table_of_flows_holds_are_served") else {
+        return;
+    };
+    let mut lab = lab.with(&["--ebpf-flows-max=128"]);
+    lab.write("web.yaml", &service("web", SPEC, ALL));
+    lab.start();
+    let answers = lab.cli.ask_many("192.168.0.2:30041", 600);
+    assert_eq!(answers.len(), 600);
+    let names: std::collections::BTreeSet<_> =
+        answers.iter().map(|(who, _)| who.as_str()).collect();
+    assert_eq!(names.len(), 3);
+}
+
+#[test]
+fn after_cleanup_nothing_is_translated_and_nothing_is_left() {
+    let Some(mut lab) = lab("after_cleanup_nothing_is_translated_and_nothing_is_left") else {
+        return;
+    };
+    lab.write("web.yaml", &service("web", SPEC, ALL));
+    lab.start();
+    lab.p1.ask("172.30.0.41:80").unwrap();
+    let pins = lab.pins().unwrap();
+    assert!(pins.exists());
+    lab.stop(Signal::SIGTERM);
+    lab.p1.ask("172.30.0.41:80").unwrap();
+    lab.cleanup();
+    assert!(!pins.exists());
+    let to: SocketAddr = "172.30.0.41:80".parse().unwrap();
+    // Links let go of programs when the last reference is gone.
+    lab.wait("the programs to go", |lab| {
+        lab.p1
+            .run(|| TcpStream::connect_timeout(&to, std::time::Duration::from_millis(200)).is_err())
+    });
+    lab.wait("node ports to go", |lab| {
+        lab.cli.ask("192.168.0.2:30041") == Err(ErrorKind::ConnectionRefused)
+    });
+}
+
+#[test]
+fn other_sizes_take_running_connections_over() {
+    let Some(mut lab) = lab("other_sizes_take_running_connections_over") else {
+        return;
+    };
+    lab.write("web.yaml", &service("web", SPEC, ALL));
+    lab.start();
+    let mut old = [
+        lab.p1.connect("172.30.0.41:80"),
+        lab.cli.connect("192.168.0.2:30041"),
+    ];
+    lab.stop(Signal::SIGKILL);
+    let mut lab = lab.with(&["--ebpf-flows-max=20000"]);
+    lab.start();
+    for stream in &mut old {
+        still_alive(stream);
+    }
+    assert_eq!(
+        old[0].peer_addr().unwrap(),
+        "172.30.0.41:80".parse().unwrap()
+    );
+    lab.p1.ask("172.30.0.41:80").unwrap();
+    lab.cli.ask("192.168.0.2:30041").unwrap();
+    let layouts = std::fs::read_dir(lab.pins().unwrap().join("node")).unwrap();
+    let layouts = layouts.filter(|e| {
+        e.as_ref()
+            .unwrap()
+            .file_name()
+            .to_string_lossy()
+            .starts_with("maps-")
+    });
+    assert_eq!(layouts.count(), 1);
+}
