@@ -1,4 +1,4 @@
-//! Flags or a file into a valid [`Config`]. Defaults are written once, in [`file`]; kube-proxy's
+//! Flags or a file into a valid [`Config`]. Defaults are written once, in [`mod@file`]; kube-proxy's
 //! where it has the setting.
 
 pub mod args;
@@ -429,16 +429,23 @@ fn words(list: &[String]) -> impl Iterator<Item = &str> {
     list.iter().flat_map(|text| split(text))
 }
 
+/// Which mode is meant; what leaves the choice to the kernel has been answered before.
 fn parse_mode(mode: &str) -> Result<Mode, String> {
     match mode {
-        "" | "iptables" => Ok(Mode::Iptables),
+        "iptables" => Ok(Mode::Iptables),
+        "nftables" => Ok(Mode::Nftables),
         "ipvs" => Ok(Mode::Ipvs),
         "ebpf" => Ok(Mode::Ebpf),
-        "nftables" | "auto" => Err(format!(
-            "{mode} is not there yet; use iptables, ipvs or ebpf"
+        _ if is_auto(mode) => Ok(Mode::Nftables),
+        _ => Err(format!(
+            "{mode:?} is unknown; use auto, nftables, iptables, ipvs or ebpf"
         )),
-        _ => Err(format!("{mode:?} is unknown; use iptables, ipvs or ebpf")),
     }
+}
+
+/// Whether a mode's name leaves the choice to the kernel: nftables where it has that.
+pub fn is_auto(mode: &str) -> bool {
+    matches!(mode, "" | "auto")
 }
 
 /// Where a page is served. An address without a port gets `port`; empty means nowhere.

@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod model;
 pub mod node;
 pub mod pace;
+pub mod rules_watch;
 pub mod run;
 pub mod store;
 pub mod sync;

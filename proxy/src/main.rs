@@ -4,8 +4,9 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use proxy::backend;
 use proxy::config::watch::ConfigFile;
-use proxy::config::{Args, Config, KubeProxyConfiguration, args};
+use proxy::config::{Args, Config, KubeProxyConfiguration, args, is_auto};
 use proxy::run;
 
 fn main() -> ExitCode {
@@ -25,17 +26,30 @@ fn main() -> ExitCode {
 
 fn start(args: &Args, words: &[String]) -> Result<()> {
     let file = args.config.as_deref().map(read).transpose()?;
-    let settings = match &file {
+    let mut settings = match &file {
         Some((_, settings)) => settings.clone(),
         None => args.configuration(),
     };
+    let mut chosen = None;
+    if args.write_config_to.is_none() && !args.dump && is_auto(&settings.mode) {
+        let (mode, why) = backend::choose();
+        mode.name().clone_into(&mut settings.mode);
+        chosen = Some((mode, why));
+    }
     let hostname = nix::unistd::gethostname().unwrap_or_default();
     let config = Config::new(args, settings, &hostname.to_string_lossy())?;
     init_log(&config.log_filter(args.log_level.as_deref()))?;
     tell_without_effect(args, words);
+    if let Some((mode, Some(why))) = chosen {
+        tracing::warn!("mode {}, since nftables does not work: {why}", mode.name());
+    }
     if let Some(path) = &args.write_config_to {
         return std::fs::write(path, config.settings.to_yaml())
             .with_context(|| format!("--write-config-to {}", path.display()));
+    }
+    if args.dump {
+        print(&run::dump()?);
+        return Ok(());
     }
     if args.cleanup {
         return run::cleanup(&config);
@@ -87,6 +101,11 @@ fn init_log(filter: &str) -> Result<()> {
         .with_ansi(false)
         .init();
     Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "what --dump is asked for")]
+fn print(text: &str) {
+    print!("{text}");
 }
 
 #[expect(

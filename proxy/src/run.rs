@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use api::cidr::Family;
 use linux::Kernel;
 use linux::netlink::{Group, Monitor};
-use linux::rules_monitor::RulesMonitor;
+use linux::nftables::{self, Nftables};
 use tokio::sync::mpsc::{self, Sender};
 use tokio::sync::oneshot;
 
@@ -149,8 +149,8 @@ fn prepare(local: &Local) {
     if let Err(error) = linux::process::set_oom_score_adj(config.oom_score_adj) {
         tracing::info!("{error}");
     }
-    // At sockets there are no martians.
-    let localhost = config.mode != Mode::Ebpf && local.settings(Family::V4).serves_localhost();
+    // Other modes do not serve node ports there, or, as ebpf, at sockets, where there are no martians.
+    let localhost = config.mode == Mode::Iptables && local.settings(Family::V4).serves_localhost();
     kernel_settings::ensure(&Needs::of(config, localhost));
 }
 
@@ -269,6 +269,7 @@ fn start_engine(
         local.settings(of)
     })?;
     let others = local.clone();
+    tracing::info!("mode {}", config.mode.name());
     for (family, plane) in &planes {
         if let Some(more) = plane.metrics() {
             metrics.add(more);
@@ -289,12 +290,17 @@ fn start_engine(
             if let Err(error) = linux::notify::ready() {
                 tracing::warn!("{error}");
             }
-            let config = others.config();
-            backend::remove_others(config.mode, &config.ipvs, |of| others.settings(of));
+            let clean = move || {
+                let config = others.config();
+                backend::remove_others(config.mode, &config.ipvs, &config.ebpf, |of| {
+                    others.settings(of)
+                });
+            };
+            std::thread::spawn(clean);
         }),
     };
     let mut engine = Engine::new(Store::new(view, BTreeMap::new()), parts);
-    match RulesMonitor::open() {
+    match nftables::Monitor::open() {
         Ok(monitor) => engine = engine.with_monitor(monitor),
         Err(error) => tracing::info!(
             "{error}; lost rules are noticed every {:?}",
@@ -310,6 +316,22 @@ fn start_engine(
         .name("sync".to_owned())
         .spawn(move || runtime.block_on(engine.run(inbox)))
         .context("start the sync loop")
+}
+
+/// The tables of mode nftables as the kernel has them, for people.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn dump() -> Result<String> {
+    let mut nft = Nftables::open()?;
+    let mut out = String::new();
+    for family in Family::BOTH {
+        let table = backend::nftables::dump::kernel(&mut nft, family)?;
+        out.push_str(
+            &table.unwrap_or_else(|| format!("no table {}\n", backend::nftables::table(family))),
+        );
+    }
+    Ok(out)
 }
 
 /// Takes away all rules, and the addresses of cluster DNS.

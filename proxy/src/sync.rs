@@ -8,8 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use api::cidr::Family;
-use linux::rules_monitor::RulesMonitor;
-use tokio::io::unix::AsyncFd;
+use linux::nftables::Monitor;
 use tokio::sync::mpsc::{Receiver, UnboundedSender};
 
 use crate::backend::{Backend, Report};
@@ -22,6 +21,7 @@ use crate::metrics::{Metrics, NoLocal};
 use crate::model::{ObjectRef, Policy};
 use crate::node::Addresses;
 use crate::pace::{Due, Pace, Pacer};
+use crate::rules_watch::RulesWatch;
 use crate::store::{Changes, Input, PortChange, Store};
 use account::Arrivals;
 
@@ -81,7 +81,7 @@ pub struct Engine {
     events: Events,
     checks: UnboundedSender<Update>,
     on_synced: Option<Box<dyn FnOnce() + Send>>,
-    monitor: Option<RulesMonitor>,
+    monitor: Option<Monitor>,
     /// Flows to look after once the rules are in.
     changed_flows: BTreeMap<Family, Changed>,
     no_local: BTreeMap<Family, NoLocal>,
@@ -118,7 +118,7 @@ impl Engine {
 
     /// Verifies as soon as others delete rules.
     #[must_use]
-    pub fn with_monitor(mut self, monitor: RulesMonitor) -> Self {
+    pub fn with_monitor(mut self, monitor: Monitor) -> Self {
         self.monitor = Some(monitor);
         self
     }
@@ -135,9 +135,7 @@ impl Engine {
     /// Runs until told to stop or until nobody can tell any more.
     pub async fn run(mut self, mut messages: Receiver<Message>) {
         // Without it (a kernel without nf_tables) the periodic verification is all there is.
-        let monitor = self.monitor.take().and_then(register);
-        // The same tables in both families.
-        let tables = self.planes.first().map_or(&[][..], |(_, p)| p.tables());
+        let watch = RulesWatch::new(self.monitor.take(), &self.planes);
         self.reconfigure();
         self.measure_pressure();
         loop {
@@ -145,7 +143,7 @@ impl Engine {
             let wake = self.wanted_at().map_or(wake, |at| wake.min(at));
             let message = tokio::select! {
                 message = tokio::time::timeout_at(wake.into(), messages.recv()) => message,
-                () = deleted_by_others(monitor.as_ref(), tables) => Ok(Some(Message::Verify)),
+                () = watch.changed(&mut self.planes) => Ok(Some(Message::Verify)),
             };
             let mut taken = 0;
             let mut next = match message {
@@ -181,12 +179,14 @@ impl Engine {
                 }
                 Due::Sync => {
                     // Notifications of our own writes are thrown away, not those from before.
-                    if monitor.as_ref().is_some_and(|m| m.get_ref().drain(tables)) {
+                    if watch.drain(&mut self.planes, |_| true) {
                         self.pacer.suspect(now);
                     }
                     self.sync();
-                    if let Some(monitor) = &monitor {
-                        monitor.get_ref().drain(tables);
+                    // Backends that know their own changes are not told of them.
+                    let knows = |plane: &dyn Backend| plane.own_port().is_some();
+                    if watch.drain(&mut self.planes, knows) {
+                        self.pacer.suspect(now);
                     }
                 }
             }
@@ -451,33 +451,6 @@ fn sync_plane(family: Family, plane: &mut dyn Backend, changed: &[PortChange]) -
     }
     let result = result.map(|report| (report, began.elapsed()));
     (family, full, result.map_err(|error| error.to_string()))
-}
-
-#[expect(
-    deprecated,
-    reason = "its successor is unsafe; what must hold does: the monitor owns its descriptor and lives as long as the registration"
-)]
-fn register(monitor: RulesMonitor) -> Option<AsyncFd<RulesMonitor>> {
-    AsyncFd::new(monitor).ok()
-}
-
-/// Comes back when somebody has deleted rules.
-async fn deleted_by_others(monitor: Option<&AsyncFd<RulesMonitor>>, tables: &[&str]) {
-    let Some(monitor) = monitor else {
-        return std::future::pending().await;
-    };
-    loop {
-        match monitor.readable().await {
-            Ok(mut guard) => {
-                let deleted = monitor.get_ref().drain(tables);
-                guard.clear_ready();
-                if deleted {
-                    return;
-                }
-            }
-            Err(_) => return std::future::pending().await,
-        }
-    }
 }
 
 fn log(family: Family, ports: usize, report: Report, took: Duration) {

@@ -11,37 +11,99 @@ use std::collections::{BTreeMap, BTreeSet};
 use api::cidr::{Family, parse_cidr, parse_ip};
 use api::watch::Event;
 use cases::{Case, File, NODE, Row, Setting};
-use proxy::backend::ebpf::desired as ebpf;
-use proxy::backend::iptables::desired::Desired;
 use proxy::backend::ipvs::Options;
 use proxy::backend::ipvs::plan::Context;
-use proxy::backend::{DetectLocal, Mode, Settings};
+use proxy::backend::{DetectLocal, Mode, Settings, ebpf, iptables, ipvs, nftables};
 use proxy::config::NodePortAddresses;
 use proxy::manifests::{Object, parse_documents};
 use proxy::model::{Decisions, NodeView, Policy};
 use proxy::node::node_port_scope;
 use proxy::store::{Input, Store};
-use proxy::trace::ebpf::{Sender, Tracer as EbpfTracer};
-use proxy::trace::iptables::{Tracer, has_localnet_rule};
-use proxy::trace::ipvs;
-use proxy::trace::{Packet, World};
+use proxy::trace::ebpf::Sender;
+use proxy::trace::{self, Outcome, Packet, TraceError, World};
 use serde_json::Value;
+
+/// The plan of one mode, to send packets through.
+enum Tracer {
+    Iptables(trace::iptables::Tracer),
+    Nftables(trace::nftables::Tracer),
+    Ipvs(Box<ipvs::desired::Desired>),
+    Ebpf(Box<ebpf::desired::Desired>, Family),
+}
+
+/// Modes with a tracer.
+const MODES: [Mode; 4] = Mode::ALL;
+
+impl Tracer {
+    /// The node's addresses are those of the world.
+    fn new(mode: Mode, settings: &Settings, decisions: &Decisions, world: &World) -> Self {
+        let settings = settings.clone();
+        match mode {
+            Mode::Iptables => {
+                let desired = iptables::desired::Desired::with(settings, decisions);
+                Self::Iptables(trace::iptables::Tracer::new(&desired))
+            }
+            Mode::Nftables => {
+                let desired = nftables::desired::Desired::with(settings, decisions);
+                Self::Nftables(trace::nftables::Tracer::new(&desired))
+            }
+            Mode::Ipvs => {
+                let context = Context {
+                    node_ips: world.local.iter().copied().collect(),
+                    settings,
+                    options: Options::default(),
+                };
+                Self::Ipvs(Box::new(ipvs::desired::Desired::with(context, decisions)))
+            }
+            Mode::Ebpf => {
+                let family = settings.family;
+                let desired = ebpf::desired::Desired::with(settings, decisions);
+                Self::Ebpf(Box::new(desired), family)
+            }
+        }
+    }
+
+    fn trace(&self, packet: &Packet, world: &World) -> Result<Outcome, TraceError> {
+        match self {
+            Self::Iptables(tracer) => tracer.trace(packet, world),
+            Self::Nftables(tracer) => tracer.trace(packet, world),
+            Self::Ipvs(plan) => Ok(trace::ipvs::Tracer::new(plan).trace(packet, world)),
+            Self::Ebpf(plan, family) => {
+                // A balancer's address as a source: the node has it.
+                let sender = if is_pod(packet.source, *family) {
+                    Sender::Pod
+                } else if cases::is_outside(packet.source) {
+                    Sender::Outside
+                } else {
+                    Sender::Node
+                };
+                Ok(trace::ebpf::Tracer::new(plan, world).trace(packet, sender))
+            }
+        }
+    }
+}
 
 #[test]
 fn tables() {
-    let mut rows = BTreeMap::new();
+    let mut rows: BTreeMap<(Mode, Family), usize> = BTreeMap::new();
     let mut failures = Vec::new();
     for family in Family::BOTH {
         for (name, file) in cases::files(family) {
             for case in &file.cases {
-                let at = format!("{name}/{} {family}", case.name);
-                *rows.entry(family).or_insert(0) +=
-                    run_case(&file, case, family, &at, &mut failures);
+                for mode in MODES {
+                    let at = format!("{name}/{} {} {family}", case.name, mode.name());
+                    *rows.entry((mode, family)).or_default() +=
+                        run_case(&file, case, mode, family, &at, &mut failures);
+                }
             }
         }
     }
-    for mode in ["iptables", "ipvs"] {
-        println!("COUNTED proxy table rows on the plan, {mode}: {rows:?}");
+    for mode in MODES {
+        let count = |family| (family, rows[&(mode, family)]);
+        let rows = BTreeMap::from(Family::BOTH.map(count));
+        let name = mode.name();
+        println!("COUNTED proxy table rows on the plan, {name}: {rows:?}");
+        assert!(rows[&Family::V4] > 200);
     }
     assert!(
         failures.is_empty(),
@@ -49,69 +111,12 @@ fn tables() {
         failures.len(),
         failures.join("\n")
     );
-    assert!(rows[&Family::V4] > 200);
-}
-
-#[test]
-fn tables_ebpf() {
-    let mut rows = BTreeMap::new();
-    let mut failures = Vec::new();
-    for family in Family::BOTH {
-        for (name, file) in cases::files(family) {
-            for case in &file.cases {
-                let at = format!("{name}/{} {family}", case.name);
-                *rows.entry(family).or_insert(0) +=
-                    run_ebpf(&file, case, family, &at, &mut failures);
-            }
-        }
-    }
-    println!("COUNTED proxy table rows on the plan, ebpf: {rows:?}");
-    assert!(
-        failures.is_empty(),
-        "{} rows fail:\n{}",
-        failures.len(),
-        failures.join("\n")
-    );
-    assert!(rows[&Family::V4] > 200);
-}
-
-fn run_ebpf(
-    file: &File,
-    case: &Case,
-    family: Family,
-    at: &str,
-    failures: &mut Vec<String>,
-) -> usize {
-    let Some(setting) = file.setting(case, family) else {
-        return 0;
-    };
-    let (settings, decisions, world) = decided(file, case, &setting, family);
-    let desired = ebpf::Desired::with(settings, &decisions);
-    for row in &case.rows {
-        let row = Row::parse(row, at);
-        let mut world = world.clone();
-        world.remembered.extend(row.remembers);
-        let tracer = EbpfTracer::new(&desired, &world);
-        // A balancer's address as a source: the node has it.
-        let sender = if is_pod(row.source, family) {
-            Sender::Pod
-        } else if cases::is_outside(row.source) {
-            Sender::Outside
-        } else {
-            Sender::Node
-        };
-        let outcome = tracer.trace(&packet(&row, &setting, family), sender);
-        let got: BTreeSet<String> = outcome.0.iter().map(ToString::to_string).collect();
-        if got != row.expect(Mode::Ebpf) {
-            failures.push(format!("{at}: {}: got {got:?}", row.text));
-        }
-    }
-    case.rows.len()
 }
 
 fn run_case(
     file: &File,
     case: &Case,
+    mode: Mode,
     family: Family,
     at: &str,
     failures: &mut Vec<String>,
@@ -119,11 +124,8 @@ fn run_case(
     let Some(setting) = file.setting(case, family) else {
         return 0;
     };
-    let (settings, decisions, world) = decided(file, case, &setting, family);
-    let desired = Desired::with(settings.clone(), &decisions);
-    let tracer = Tracer::new(&desired);
-    let ipvs = ipvs_plan(settings, &decisions, &world);
-    let ipvs = ipvs::Tracer::new(&ipvs);
+    let (settings, decisions, world) = plan(file, case, &setting, family);
+    let tracer = Tracer::new(mode, &settings, &decisions, &world);
     for row in &case.rows {
         let row = Row::parse(row, at);
         let mut world = world.clone();
@@ -132,38 +134,21 @@ fn run_case(
             Ok(outcome) => outcome.0.iter().map(ToString::to_string).collect(),
             Err(error) => BTreeSet::from([error.to_string()]),
         };
-        if got != row.expect(Mode::Iptables) {
+        if got != row.expect(mode) {
             failures.push(format!("{at}: {}: got {got:?}", row.text));
         }
-        let outcome = ipvs.trace(&packet(&row, &setting, family), &world);
-        let got: BTreeSet<String> = outcome.0.iter().map(ToString::to_string).collect();
-        if got != row.expect(Mode::Ipvs) {
-            failures.push(format!("{at}, ipvs: {}: got {got:?}", row.text));
-        }
     }
-    if let Some(expect) = case.localnet_rule
-        && has_localnet_rule(&desired) != (expect && family == Family::V4)
-    {
-        failures.push(format!("{at}: rule against martians on loopback"));
+    if let (Some(expect), Mode::Iptables) = (case.localnet_rule, mode) {
+        let desired = iptables::desired::Desired::with(settings, &decisions);
+        let has = trace::iptables::has_localnet_rule(&desired);
+        if has != (expect && family == Family::V4) {
+            failures.push(format!("{at}: rule against martians on loopback"));
+        }
     }
     case.rows.len()
 }
 
-/// The IPVS plan; the node's addresses are those of the world.
-fn ipvs_plan(
-    settings: Settings,
-    decisions: &Decisions,
-    world: &World,
-) -> proxy::backend::ipvs::desired::Desired {
-    let context = Context {
-        node_ips: world.local.iter().copied().collect(),
-        settings,
-        options: Options::default(),
-    };
-    proxy::backend::ipvs::desired::Desired::with(context, decisions)
-}
-
-fn decided(
+fn plan(
     file: &File,
     case: &Case,
     setting: &Setting,
@@ -183,7 +168,7 @@ fn decided(
         .collect();
     let mut local = ips.clone();
     local.extend(["127.0.0.1", "::1"].map(|ip| parse_ip(ip).unwrap()));
-    let settings = Settings {
+    let mut settings = Settings {
         family,
         mark: 0x4000,
         detect_local: detect,
@@ -212,6 +197,8 @@ fn decided(
     assert!(store.ready());
     store.take_changes();
     let decisions = store.snapshot().of(family).clone();
+    let cidrs = store.service_cidrs();
+    settings.service_cidrs = api::cidr::of_family(&cidrs, family).collect();
     let mut local = ips;
     local.extend(dns);
     let world = World {
@@ -222,7 +209,11 @@ fn decided(
 }
 
 fn inputs<'a>(objects: impl Iterator<Item = &'a Value>) -> Vec<Input> {
-    let mut inputs = vec![Input::Service(Event::Init), Input::Slice(Event::Init)];
+    let mut inputs = vec![
+        Input::Service(Event::Init),
+        Input::Slice(Event::Init),
+        Input::ServiceCidr(Event::Init),
+    ];
     for object in objects {
         let (found, complaints) = parse_documents(&object.to_string());
         assert_eq!(complaints, Vec::<String>::new());
@@ -231,6 +222,7 @@ fn inputs<'a>(objects: impl Iterator<Item = &'a Value>) -> Vec<Input> {
     inputs.extend([
         Input::Service(Event::InitDone),
         Input::Slice(Event::InitDone),
+        Input::ServiceCidr(Event::InitDone),
     ]);
     inputs
 }

@@ -25,6 +25,7 @@ use lab::{Lab, service, still_alive};
 use linux::exec::Exec;
 use linux::iptables::{Backend as Kind, Family, Iptables};
 use nix::sys::signal::Signal;
+use proxy::backend::Mode;
 
 const ALL_V4: &[(&str, &str)] = &[
     ("10.180.0.1", "node"),
@@ -48,9 +49,31 @@ fn spread(answers: &[(String, std::net::IpAddr)]) -> BTreeMap<&str, usize> {
     spread
 }
 
-#[test]
-fn cluster_ip_in_both_families() {
-    let Some(mut lab) = Lab::new("cluster_ip_in_both_families") else {
+/// Each of these once in every mode.
+macro_rules! in_every_mode {
+    ($($test:ident)*) => {
+        mod iptables {
+            $(#[test] fn $test() { super::$test(super::Mode::Iptables); })*
+        }
+        mod nftables {
+            $(#[test] fn $test() { super::$test(super::Mode::Nftables); })*
+        }
+    };
+}
+
+in_every_mode! {
+    cluster_ip_in_both_families
+    node_ports_and_policies
+    refused_without_endpoints_at_the_first_packet
+    an_endpoint_change_reaches_new_connections_only
+    killed_and_started_again_without_a_failed_connection
+    cluster_dns_on_loopback
+    a_udp_client_that_keeps_its_port_follows_the_endpoints
+    clients_stay_with_their_endpoints
+}
+
+fn cluster_ip_in_both_families(mode: Mode) {
+    let Some(mut lab) = Lab::in_mode("cluster_ip_in_both_families", mode) else {
         return;
     };
     let spec = "{clusterIP: 172.30.0.41, clusterIPs: [172.30.0.41, \"fd00:172::41\"], ports: [{port: 80}]}";
@@ -94,9 +117,8 @@ fn cluster_ip_in_both_families() {
     }
 }
 
-#[test]
-fn node_ports_and_policies() {
-    let Some(mut lab) = Lab::new("node_ports_and_policies") else {
+fn node_ports_and_policies(mode: Mode) {
+    let Some(mut lab) = Lab::in_mode("node_ports_and_policies", mode) else {
         return;
     };
     let cluster = "{type: NodePort, clusterIP: 172.30.0.41, ports: [{port: 80, nodePort: 30041}]}";
@@ -125,7 +147,13 @@ fn node_ports_and_policies() {
             .iter()
             .all(|(_, peer)| peer.to_string() != "192.168.0.9")
     );
-    assert_eq!(spread(&lab.node.ask_many("127.0.0.1:30041", 60)).len(), 3);
+    if mode == Mode::Iptables {
+        assert_eq!(spread(&lab.node.ask_many("127.0.0.1:30041", 60)).len(), 3);
+    } else {
+        // As in kube-proxy's mode.
+        let refused = Err(ErrorKind::ConnectionRefused);
+        assert_eq!(lab.node.ask("127.0.0.1:30041"), refused);
+    }
 
     for to in ["192.168.0.2:30042", "198.51.100.7:80", "198.51.100.8:80"] {
         let answers = lab.cli.ask_many(to, 20);
@@ -166,9 +194,8 @@ fn sent_again() -> u64 {
     value.unwrap().parse().unwrap()
 }
 
-#[test]
-fn refused_without_endpoints_at_the_first_packet() {
-    let Some(mut lab) = Lab::new("refused_without_endpoints_at_the_first_packet") else {
+fn refused_without_endpoints_at_the_first_packet(mode: Mode) {
+    let Some(mut lab) = Lab::in_mode("refused_without_endpoints_at_the_first_packet", mode) else {
         return;
     };
     let spec = "{type: NodePort, clusterIP: 172.30.0.41, clusterIPs: [172.30.0.41, \"fd00:172::41\"], externalIPs: [198.51.100.7, \"2001:db8:51::7\"], ports: [{port: 80, nodePort: 30041}]}";
@@ -196,9 +223,9 @@ fn refused_without_endpoints_at_the_first_packet() {
     }
 }
 
-#[test]
-fn an_endpoint_change_reaches_new_connections_only() {
-    let Some(mut lab) = Lab::new("an_endpoint_change_reaches_new_connections_only") else {
+fn an_endpoint_change_reaches_new_connections_only(mode: Mode) {
+    let Some(mut lab) = Lab::in_mode("an_endpoint_change_reaches_new_connections_only", mode)
+    else {
         return;
     };
     let spec = "{clusterIP: 172.30.0.41, ports: [{port: 80}]}";
@@ -220,15 +247,12 @@ fn an_endpoint_change_reaches_new_connections_only() {
     lab.write("web.yaml", &service("web", spec, &[("10.180.0.2", "node")]));
     lab.wait("service again", |lab| lab.p1.ask("172.30.0.41:80").is_ok());
     lab.remove("web.yaml");
-    lab.wait("rules to go", |lab| {
-        !lab.rules(Family::V4).contains("KUBE-SVC-")
-    });
+    lab.wait("rules to go", |lab| !lab.knows("default/web"));
     still_alive(&mut old);
 }
 
-#[test]
-fn killed_and_started_again_without_a_failed_connection() {
-    let Some(mut lab) = Lab::new("killed_and_started_again") else {
+fn killed_and_started_again_without_a_failed_connection(mode: Mode) {
+    let Some(mut lab) = Lab::in_mode("killed_and_started_again", mode) else {
         return;
     };
     let spec = "{type: NodePort, clusterIP: 172.30.0.41, ports: [{port: 80, nodePort: 30041}]}";
@@ -275,7 +299,7 @@ fn killed_and_started_again_without_a_failed_connection() {
     assert_eq!(bad.load(Ordering::Relaxed), 0);
     assert!(good.load(Ordering::Relaxed) > 20);
     still_alive(&mut old);
-    assert!(!lab.rules(Family::V4).contains("172.30.0.40"));
+    assert!(!lab.knows("default/old") && lab.knows("default/new"));
     lab.p1.ask("172.30.0.45:80").unwrap();
     lab.stop(Signal::SIGTERM);
     lab.p1.ask("172.30.0.45:80").unwrap();
@@ -296,7 +320,7 @@ fn rules_of_others_stay_and_ours_come_back_in_the_old_tables() {
 
 #[track_caller]
 fn others_and_ours(test: &str, kind: Kind, period: &str) {
-    let Some(lab) = Lab::new(test) else {
+    let Some(lab) = Lab::in_mode(test, Mode::Iptables) else {
         return;
     };
     let mut lab = lab.with(&["--iptables-sync-period", period]);
@@ -337,7 +361,7 @@ fn bad_flags_end_with_one_line() {
     let cases: [(&[&str], &str); 4] = [
         (
             &["--mode", "userspace"],
-            "proxy: --mode: \"userspace\" is unknown; use iptables, ipvs or ebpf\n",
+            "proxy: --mode: \"userspace\" is unknown; use auto, nftables, iptables, ipvs or ebpf\n",
         ),
         (
             &[
@@ -391,9 +415,8 @@ fn bad_flags_end_with_one_line() {
     }
 }
 
-#[test]
-fn cluster_dns_on_loopback() {
-    let Some(lab) = Lab::new("cluster_dns_on_loopback") else {
+fn cluster_dns_on_loopback(mode: Mode) {
+    let Some(lab) = Lab::in_mode("cluster_dns_on_loopback", mode) else {
         return;
     };
     let mut lab = lab.with(&["--cluster-dns", "172.30.0.10,fd00:172::10"]);
@@ -437,9 +460,11 @@ fn cluster_dns_on_loopback() {
     });
 }
 
-#[test]
-fn a_udp_client_that_keeps_its_port_follows_the_endpoints() {
-    let Some(mut lab) = Lab::new("a_udp_client_that_keeps_its_port_follows_the_endpoints") else {
+fn a_udp_client_that_keeps_its_port_follows_the_endpoints(mode: Mode) {
+    let Some(mut lab) = Lab::in_mode(
+        "a_udp_client_that_keeps_its_port_follows_the_endpoints",
+        mode,
+    ) else {
         return;
     };
     let spec = "{type: NodePort, clusterIP: 172.30.0.41, ports: [{name: udp, port: 80, protocol: UDP, nodePort: 30041}]}";
@@ -477,9 +502,143 @@ fn a_udp_client_that_keeps_its_port_follows_the_endpoints() {
         }
     }
     lab.remove("web.yaml");
-    lab.wait("rules to go", |lab| {
-        !lab.rules(Family::V4).contains("KUBE-SVC-")
-    });
+    lab.wait("rules to go", |lab| !lab.knows("default/web"));
     lab.write("web.yaml", &endpoints(&ALL_V4[2..]));
     lab.wait("p3 after deletion", |_| all_hear("p3"));
+}
+
+fn clients_stay_with_their_endpoints(mode: Mode) {
+    let Some(mut lab) = Lab::in_mode("clients_stay_with_their_endpoints", mode) else {
+        return;
+    };
+    let spec = "{type: NodePort, sessionAffinity: ClientIP, clusterIP: 172.30.0.41, clusterIPs: [172.30.0.41, \"fd00:172::41\"], ports: [{port: 80, nodePort: 30041}]}";
+    lab.write("web.yaml", &service("web", spec, ALL));
+    lab.start();
+    for to in ["172.30.0.41:80", "[fd00:172::41]:80"] {
+        let answers = lab.p1.ask_many(to, 30);
+        assert_eq!(spread(&answers).len(), 1, "{to}");
+        // Also after a restart.
+        let (who, _) = answers[0].clone();
+        lab.stop(Signal::SIGKILL);
+        lab.start();
+        assert_eq!(spread(&lab.p1.ask_many(to, 10)).len(), 1);
+        assert_eq!(lab.p1.ask(to).unwrap().0, who);
+        // Whose endpoint goes gets another one, and stays there.
+        let others = (0..)
+            .zip(ALL)
+            .filter(|(i, _)| format!("p{}", i % 3 + 1) != who);
+        let left: Vec<_> = others.map(|(_, endpoint)| *endpoint).collect();
+        lab.write("web.yaml", &service("web", spec, &left));
+        lab.wait("another endpoint", |lab| lab.p1.ask(to).unwrap().0 != who);
+        assert_eq!(spread(&lab.p1.ask_many(to, 30)).len(), 1, "{to}");
+        lab.write("web.yaml", &service("web", spec, ALL));
+        lab.wait("the endpoint", |lab| {
+            spread(&lab.node.ask_many("172.30.0.41:80", 1)).len() == 1
+        });
+    }
+    assert_eq!(spread(&lab.cli.ask_many("192.168.0.2:30041", 30)).len(), 1);
+}
+
+#[test]
+fn edits_of_our_table_are_repaired_at_once() {
+    let Some(lab) = Lab::in_mode("edits_of_our_table_are_repaired_at_once", Mode::Nftables) else {
+        return;
+    };
+    // Long enough that what comes back comes back by notification.
+    let mut lab = lab.with(&["--iptables-sync-period", "1h"]);
+    lab.run_program("nft", &["add", "table", "ip", "mine"]);
+    lab.run_program("nft", &["add", "chain", "ip", "mine", "c"]);
+    let rules = |lab: &Lab| lab.run_program("nft", &["list", "ruleset"]);
+    let before = rules(&lab);
+    let spec = "{type: NodePort, clusterIP: 172.30.0.41, clusterIPs: [172.30.0.41, \"fd00:172::41\"], ports: [{port: 80, nodePort: 30041}]}";
+    lab.write("web.yaml", &service("web", spec, ALL));
+    lab.start();
+    let families = [api::cidr::Family::V4, api::cidr::Family::V6];
+    let ours = families.map(|family| lab.table(family));
+    assert!(ours.iter().all(|table| table.contains("default/web")));
+    let edits = [
+        "delete element ip seaway-proxy services { 172.30.0.41 . tcp . 80 }",
+        "flush map ip seaway-proxy endpoints",
+        "flush chain ip6 seaway-proxy prerouting",
+        "add element ip6 seaway-proxy cluster-ips { fd00::9 }",
+        "add rule ip seaway-proxy output drop",
+        "insert rule ip seaway-proxy one-of-3 accept",
+        "add chain ip seaway-proxy more",
+        "delete table ip6 seaway-proxy",
+        "delete table ip seaway-proxy",
+    ];
+    for edit in edits {
+        let words: Vec<&str> = edit.split(' ').collect();
+        lab.run_program("nft", &words);
+        lab.wait(edit, |lab| families.map(|family| lab.table(family)) == ours);
+        lab.p1.ask("172.30.0.41:80").unwrap();
+        lab.p1.ask("[fd00:172::41]:80").unwrap();
+    }
+    assert!(lab.log_text().contains("were changed by nft (pid "));
+    assert!(!lab.log_text().contains("ERROR"));
+    // What others do elsewhere is nobody's business.
+    let count = |lab: &Lab| lab.log_text().matches("full sync").count();
+    let syncs = count(&lab);
+    lab.run_program("nft", &["add", "rule", "ip", "mine", "c", "accept"]);
+    lab.run_program("nft", &["delete", "rule", "ip", "mine", "c", "handle", "2"]);
+    lab.write(
+        "more.yaml",
+        &service("more", "{clusterIP: 172.30.0.42, ports: [{port: 80}]}", ALL),
+    );
+    lab.wait("another service", |lab| {
+        lab.p1.ask("172.30.0.42:80").is_ok()
+    });
+    assert_eq!(count(&lab), syncs);
+    lab.stop(Signal::SIGTERM);
+    lab.cleanup();
+    assert_eq!(rules(&lab), before);
+}
+
+/// Ends a thread that looks at it.
+struct StopsAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopsAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn from_mode_to_mode_without_a_failed_connection() {
+    let test = "from_mode_to_mode_without_a_failed_connection";
+    let Some(mut lab) = Lab::in_mode(test, Mode::Iptables) else {
+        return;
+    };
+    let spec = "{type: NodePort, clusterIP: 172.30.0.41, ports: [{port: 80, nodePort: 30041}]}";
+    lab.write("web.yaml", &service("web", spec, ALL_V4));
+    lab.start();
+    let mut old = lab.p1.connect("172.30.0.41:80");
+    let stop = AtomicBool::new(false);
+    let (good, bad) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let client = linux::NetNs::open(lab.cli.kernel_path()).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let to = "192.168.0.2:30041".parse().unwrap();
+            while !stop.load(Ordering::Relaxed) {
+                let answer = client.run(|| lab::ask_once(to)).unwrap();
+                if answer { &good } else { &bad }.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        // Also when something fails in between: the client's thread is waited for.
+        let _ends = StopsAtEnd(&stop);
+        for mode in [Mode::Nftables, Mode::Iptables, Mode::Nftables] {
+            lab.stop(Signal::SIGTERM);
+            lab.set_mode(mode);
+            lab.start();
+            let other = match mode {
+                Mode::Nftables => |lab: &Lab| lab.rules(Family::V4).contains("KUBE-"),
+                _ => |lab: &Lab| !lab.table(api::cidr::Family::V4).is_empty(),
+            };
+            lab.wait("what the other mode left to go", |lab| !other(lab));
+            still_alive(&mut old);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(bad.load(Ordering::Relaxed), 0);
+    assert!(good.load(Ordering::Relaxed) > 20);
 }

@@ -31,7 +31,6 @@ pub mod nftables;
 pub mod notify;
 pub mod process;
 pub mod route;
-pub mod rules_monitor;
 pub mod shape;
 pub mod sysctl;
 pub mod wireguard;

@@ -2,7 +2,7 @@
 //! and attributes as bytes. Numbers in attributes are in network order.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
@@ -265,6 +265,34 @@ impl NfSocket {
         }
     }
 
+    /// Leaves out datagrams whose first message tells of a request of one of `ports`.
+    pub(crate) fn ignore(&self, ports: &[u32]) -> Result<()> {
+        let program = filter(ports);
+        let length = u16::try_from(program.len()).unwrap_or(u16::MAX);
+        let program = libc::sock_fprog {
+            len: length,
+            filter: program.as_ptr().cast_mut(),
+        };
+        let size = libc::socklen_t::try_from(size_of_val(&program)).unwrap_or_default();
+        #[expect(unsafe_code, reason = "no library sets packet filters")]
+        // SAFETY: the kernel copies `size` bytes of `program` and the `len` instructions that it
+        // points to, which live until the end of this function; it changes neither.
+        let done = unsafe {
+            libc::setsockopt(
+                self.socket.as_fd().as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_ATTACH_FILTER,
+                (&raw const program).cast(),
+                size,
+            )
+        };
+        if done == 0 {
+            return Ok(());
+        }
+        let op = "leave out notifications of our own changes";
+        Err(Error::new(op, io::Error::last_os_error()))
+    }
+
     /// The next `count` sequence numbers; returns the first.
     pub(crate) fn sequences(&mut self, count: u32) -> u32 {
         let first = self.sequence.wrapping_add(1);
@@ -394,6 +422,36 @@ impl NfSocket {
             }
         }
     }
+}
+
+/// A program for packet filters (`linux/filter.h`): nothing is left of a datagram whose
+/// `nlmsg_pid` is one of `ports`, everything of all others.
+fn filter(ports: &[u32]) -> Vec<libc::sock_filter> {
+    const NLMSG_PID: u32 = 12;
+    let step = |code: u32, jt, jf, k| libc::sock_filter {
+        code: u16::try_from(code).unwrap_or_default(),
+        jt,
+        jf,
+        k,
+    };
+    // Its last instruction drops, the one before keeps.
+    let mut program = vec![step(
+        libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
+        0,
+        0,
+        NLMSG_PID,
+    )];
+    let ports = &ports[..ports.len().min(usize::from(u8::MAX))];
+    for (i, port) in ports.iter().enumerate() {
+        let to_drop = u8::try_from(ports.len() - i).unwrap_or_default();
+        // Loads are of the network's byte order, the header is in this machine's.
+        let compare = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+        program.push(step(compare, to_drop, 0, port.to_be()));
+    }
+    let end = libc::BPF_RET | libc::BPF_K;
+    program.push(step(end, 0, 0, u32::MAX));
+    program.push(step(end, 0, 0, 0));
+    program
 }
 
 /// Calls `each` for every message of a datagram of notifications.

@@ -15,7 +15,7 @@ use linux::NetNs;
 use linux::exec::Exec;
 use linux::nftables::{
     Batch, Chain, ChainKind, CtKey, DataType, DynsetOp, Element, Expr, Family, FibResult, Hook,
-    LimitUnit, MetaKey, Monitor, NatFlags, NatKind, Nftables, Reg, Reject, Rule, Seen, Set,
+    LimitUnit, MetaKey, Monitor, NatFlags, NatKind, Nftables, Notice, Reg, Reject, Rule, Set,
     TableRef, Value, Verdict, concat, fib, priority,
 };
 
@@ -712,12 +712,12 @@ fn edits_of_others_are_told_from_our_own() {
     let look = || {
         let (mut ours, mut theirs, mut last) = (0, Vec::new(), None);
         monitor.drain(|seen| match seen {
-            Seen::Edit(edit) if edit.port == port => ours += 1,
-            Seen::Edit(edit) => {
+            Notice::Edit(edit) if edit.port == port => ours += 1,
+            Notice::Edit(edit) => {
                 theirs.push((edit.table.to_owned(), edit.deletes, edit.of_elements))
             }
-            Seen::Done(generation) => last = Some(generation),
-            Seen::Lost => unreachable!("notifications were lost"),
+            Notice::Done(generation) => last = Some(generation),
+            Notice::Lost => unreachable!("notifications were lost"),
         });
         (ours, theirs, last.map(|generation| generation.process))
     };
@@ -727,4 +727,13 @@ fn edits_of_others_are_told_from_our_own() {
     let (ours, theirs, who) = look();
     assert_eq!((ours, who.as_deref()), (0, Some("nft")));
     assert_eq!(theirs, [("bench".to_owned(), true, true)]);
+
+    // Those of our own can be left out from the start.
+    monitor.ignore(&[1, port]).unwrap();
+    bench
+        .commit(|batch, table| batch.add_elements(table, &set, [&Element::new(ip("10.0.0.2"))]))
+        .unwrap();
+    assert_eq!(look(), (0, vec![], None));
+    bench.nft(&["flush", "set", "ip", "bench", "web"]);
+    assert_eq!(look().1.len(), 1);
 }

@@ -7,12 +7,15 @@ pub mod ebpf;
 pub mod iptables;
 pub mod ipvs;
 mod mode;
+pub mod nftables;
 mod settings;
 
-pub use mode::{Mode, cleanup, open, open_with, remove_others};
+pub use mode::{Mode, choose, cleanup, open, open_with, remove_others};
 pub use settings::{DetectLocal, NodePortScope, Settings};
 
 use std::time::Instant;
+
+use linux::nftables::Notice;
 
 use crate::conntrack::Frontends;
 use crate::model::Decisions;
@@ -94,9 +97,13 @@ pub trait Backend: Send {
         Vec::new()
     }
 
-    /// Names of the nf_tables tables that have objects of ours: what is deleted there by others is
-    /// looked into at once.
-    fn tables(&self) -> &'static [&'static str];
+    /// Tells of what somebody did to nf_tables, perhaps this backend; true when its objects may have
+    /// been changed.
+    fn see(&mut self, seen: &Notice<'_>) -> bool;
+
+    /// How the kernel names this backend as the maker of changes of nf_tables; of those it is not
+    /// told. `None`: it does not know its own changes from others'.
+    fn own_port(&self) -> Option<u32>;
 
     /// When the next sync is due although nothing changes.
     fn due(&self) -> Option<Instant> {

@@ -1,12 +1,14 @@
 //! The modes, and how each is opened.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use api::cidr::Family;
 use linux::iptables::{self, Iptables};
+use linux::nftables::Nftables;
 
 use super::ebpf::Place;
 use super::iptables::apply::Plane;
 use super::iptables::desired::Desired;
+use super::nftables::{self, apply::probe};
 use super::{Backend, Settings, ipvs};
 use crate::conntrack::{Changed, FlowTable, KernelFlows};
 
@@ -109,11 +111,36 @@ pub fn open_with(
     match mode {
         Mode::Iptables => open_iptables(settings),
         Mode::Ipvs => ipvs::open(of_ipvs, settings).with_context(|| missing(mode)),
+        Mode::Nftables => open_nftables(settings),
         Mode::Ebpf => super::ebpf::apply::open(ebpf, Family::BOTH.map(settings)),
-        Mode::Nftables => {
-            bail!("mode {} is not there yet; use iptables", mode.name())
-        }
     }
+}
+
+/// The best mode that this kernel has, and why it is not a better one.
+pub fn choose() -> (Mode, Option<String>) {
+    let probe = || Nftables::open().and_then(|mut nft| probe(&mut nft, Family::V4));
+    match probe() {
+        Ok(()) => (Mode::Nftables, None),
+        Err(error) => (Mode::Iptables, Some(error.to_string())),
+    }
+}
+
+fn open_nftables(settings: impl Fn(Family) -> Settings) -> Result<Vec<(Family, Box<dyn Backend>)>> {
+    let mut all: Vec<(Family, Box<dyn Backend>)> = Vec::new();
+    for family in Family::BOTH {
+        let mut tables = Nftables::open().context("tables of the kernel")?;
+        match probe(&mut tables, family) {
+            Ok(()) => {}
+            Err(error) if family == Family::V6 => {
+                tracing::warn!("no IPv6 services: {error}");
+                continue;
+            }
+            Err(error) => return Err(error).context("mode nftables"),
+        }
+        let plane = nftables::apply::Plane::new(tables, settings(family));
+        all.push((family, Box::new(plane)));
+    }
+    Ok(all)
 }
 
 fn open_iptables(settings: impl Fn(Family) -> Settings) -> Result<Vec<(Family, Box<dyn Backend>)>> {
@@ -131,11 +158,17 @@ fn open_iptables(settings: impl Fn(Family) -> Settings) -> Result<Vec<(Family, B
 
 /// What to say of a mode that does not work here.
 fn missing(mode: Mode) -> String {
-    let works = |family| Iptables::detect(family).is_ok();
-    let others = if works(iptables::Family::V4) {
-        "modes that work here: iptables"
+    let mut works = Vec::new();
+    if mode != Mode::Nftables && choose().0 == Mode::Nftables {
+        works.push(Mode::Nftables.name());
+    }
+    if Iptables::detect(iptables::Family::V4).is_ok() {
+        works.push(Mode::Iptables.name());
+    }
+    let others = if works.is_empty() {
+        "no other mode works here, either".to_owned()
     } else {
-        "no other mode works here, either"
+        format!("modes that work here: {}", works.join(", "))
     };
     format!(
         "--mode {} does not work on this machine ({others})",
@@ -145,7 +178,17 @@ fn missing(mode: Mode) -> String {
 
 /// Takes away what a process in another mode left behind; called when this mode serves. What cannot
 /// be taken away is told, and is no reason to stop.
-pub fn remove_others(mode: Mode, of_ipvs: &ipvs::Options, settings: impl Fn(Family) -> Settings) {
+pub fn remove_others(
+    mode: Mode,
+    of_ipvs: &ipvs::Options,
+    ebpf: &Place,
+    settings: impl Fn(Family) -> Settings,
+) {
+    if mode != Mode::Ebpf
+        && let Err(error) = super::ebpf::apply::cleanup(ebpf)
+    {
+        tracing::warn!("what mode ebpf left behind stays: {error:#}");
+    }
     let mut others = Vec::new();
     if mode != Mode::Iptables {
         others.push((Mode::Iptables, open_iptables(&settings)));
@@ -153,9 +196,11 @@ pub fn remove_others(mode: Mode, of_ipvs: &ipvs::Options, settings: impl Fn(Fami
     if mode != Mode::Ipvs && ipvs::is_there() {
         others.push((Mode::Ipvs, ipvs::open(of_ipvs, &settings)));
     }
+    if mode != Mode::Nftables {
+        others.push((Mode::Nftables, open_nftables(&settings)));
+    }
     for (other, planes) in others {
-        let clean =
-            |(family, mut plane): (Family, Box<dyn Backend>)| clean_plane(family, plane.as_mut());
+        let clean = |(_, mut plane): (Family, Box<dyn Backend>)| Ok(plane.cleanup()?);
         let cleaned = planes.and_then(|planes| planes.into_iter().try_for_each(clean));
         if let Err(error) = cleaned {
             tracing::warn!("what mode {} left behind stays: {error:#}", other.name());

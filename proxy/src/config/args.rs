@@ -37,7 +37,8 @@ pub struct Args {
     /// Name of this node; default: the host name in lower case
     #[arg(long, value_name = "NAME")]
     pub hostname_override: Option<String>,
-    /// How services are programmed: iptables, ipvs or ebpf (nftables comes later)
+    /// How services are programmed: auto (nftables where the kernel has it, else iptables), nftables,
+    /// iptables, ipvs or ebpf; default: auto
     #[arg(long, visible_alias = "proxy-mode", value_name = "MODE")]
     pub mode: Option<String>,
     /// Networks of the cluster's pods, one for each family at most, separated by commas
@@ -154,6 +155,9 @@ pub struct Args {
     /// memory
     #[arg(long, value_name = "N")]
     pub ebpf_flows_max: Option<u32>,
+    /// Print the tables of mode nftables as the kernel has them, with names of services, and end
+    #[arg(long)]
+    pub dump: bool,
     /// Take away all rules of this proxy in every mode (and of kube-proxy's iptables mode), and end
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
     pub cleanup: bool,

@@ -68,7 +68,7 @@ fn from_file(text: &str, flags: &[&str]) -> Result<Config, String> {
 
 #[test]
 fn a_file_in_place_of_flags() {
-    let text = "hostnameOverride: In-File\nbindAddress: 192.0.2.7\nclientConnection: {kubeconfig: /k}\nclusterCIDR: 10.0.0.0/8,fd00::/8\nnodePortAddresses: [primary]\niptables: {masqueradeBit: 3, syncPeriod: 7s}\nlogging: {verbosity: 4}\nconntrack: {tcpBeLiberal: true}";
+    let text = "hostnameOverride: In-File\nbindAddress: 192.0.2.7\nclientConnection: {kubeconfig: /k}\nclusterCIDR: 10.0.0.0/8,fd00::/8\nnodePortAddresses: [primary]\nmode: iptables\niptables: {masqueradeBit: 3, syncPeriod: 7s}\nlogging: {verbosity: 4}\nconntrack: {tcpBeLiberal: true}";
     let config = from_file(text, &[]).unwrap();
     assert_eq!(config.node_name, "in-file");
     assert_eq!(config.node_ip.unwrap().to_string(), "192.0.2.7");
@@ -87,7 +87,7 @@ fn errors_name_the_file_and_the_key() {
     for (text, expect) in [
         ("clusterCIDR: x", "--config /f: clusterCIDR: "),
         ("oomScoreAdj: 2000", "--config /f: oomScoreAdj: 2000 is not"),
-        ("iptables: {masqueradeBit: 40}", "masqueradeBit: 40 is not"),
+        ("nftables: {masqueradeBit: 40}", "masqueradeBit: 40 is not"),
         (
             "detectLocalMode: Guess",
             "detectLocalMode: \"Guess\" is unknown",

@@ -5,6 +5,7 @@
 pub mod ebpf;
 pub mod iptables;
 pub mod ipvs;
+pub mod nftables;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -104,6 +105,9 @@ pub enum TraceError {
     /// A rule jumps to a chain that is not planned.
     #[error("a rule jumps to chain {0}, which is not there")]
     NoChain(String),
+    /// An expression that the tracer does not know.
+    #[error("unknown: {0}")]
+    Unknown(String),
     /// Chains lead into each other.
     #[error("more than {DEPTH_MAX} chains deep at {0}: a loop")]
     Loop(String),

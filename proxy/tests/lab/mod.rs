@@ -17,11 +17,15 @@ use std::time::{Duration, Instant};
 
 use crate::sockets::Sockets;
 use linux::addr::Addr;
+use linux::exec::Exec;
 use linux::iptables::{Family, Iptables};
 use linux::link::{LinkChange, NewBridge, NewVeth};
+use linux::nftables::Nftables;
 use linux::process::Daemon;
 use linux::route::Route;
 use linux::{Host, Kernel, NetNs};
+use proxy::backend::Mode;
+use proxy::backend::nftables::dump;
 
 /// The port that every pod's server listens on.
 pub(crate) const PORT: u16 = 8080;
@@ -247,6 +251,7 @@ pub(crate) struct Lab {
     pub(crate) cli: Place,
     pub(crate) manifests: PathBuf,
     log: PathBuf,
+    mode: Mode,
     more: Vec<String>,
     proxy: Option<Child>,
     sockets: Option<Sockets>,
@@ -254,13 +259,18 @@ pub(crate) struct Lab {
 }
 
 impl Lab {
-    /// Without rights: says so, and is `None`.
+    /// In mode iptables.
     pub(crate) fn new(test: &str) -> Option<Self> {
+        Self::in_mode(test, Mode::Iptables)
+    }
+
+    /// Without rights: says so, and is `None`.
+    pub(crate) fn in_mode(test: &str, mode: Mode) -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
             println!("SKIPPED {test}: needs root");
             return None;
         }
-        let mut lab = Self::places();
+        let mut lab = Self::places(mode);
         wire(&mut lab);
         for (place, name) in [(&lab.p1, "p1"), (&lab.p2, "p2"), (&lab.p3, "p3")] {
             place.serve(name);
@@ -287,7 +297,7 @@ impl Lab {
         }
     }
 
-    fn places() -> Self {
+    fn places(mode: Mode) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let manifests = dir.path().join("manifests");
         fs::create_dir(&manifests).unwrap();
@@ -300,6 +310,7 @@ impl Lab {
             cli,
             log: dir.path().join("log"),
             manifests,
+            mode,
             more: Vec::new(),
             proxy: None,
             sockets: None,
@@ -357,6 +368,7 @@ impl Lab {
                 self.manifests.display().to_string(),
             ]);
         }
+        args.extend(["--mode".to_owned(), self.mode.name().to_owned()]);
         args.extend(self.more.iter().cloned());
         args
     }
@@ -461,6 +473,37 @@ impl Lab {
             .filter(own)
             .map(|line| format!("{line}\n"))
             .collect()
+    }
+
+    /// The table of nftables mode, as the kernel has it; empty where there is none.
+    pub(crate) fn table(&self, family: api::cidr::Family) -> String {
+        let list = move || {
+            let mut nft = Nftables::open().unwrap();
+            dump::kernel(&mut nft, family).unwrap().unwrap_or_default()
+        };
+        self.node.run(list)
+    }
+
+    /// Whether anything for a service is in the kernel.
+    pub(crate) fn knows(&self, service: &str) -> bool {
+        let text = match self.mode {
+            Mode::Nftables => self.table(api::cidr::Family::V4),
+            _ => self.rules(Family::V4),
+        };
+        text.contains(service)
+    }
+
+    /// From now on (after the next start) in another mode.
+    pub(crate) fn set_mode(&mut self, mode: Mode) {
+        self.mode = mode;
+    }
+
+    /// Runs a program on the node, as somebody else would.
+    pub(crate) fn run_program(&self, program: &str, words: &[&str]) -> String {
+        let run = || Exec::new(program).args(words).output().unwrap();
+        let output = self.node.run(run);
+        assert!(output.status.success(), "{program} {words:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// Applies restore text on the node, as somebody else would.

@@ -76,6 +76,8 @@ pub enum Base {
 pub enum MetaKey {
     /// Mark, in host order.
     Mark,
+    /// Priority, in host order.
+    Priority,
     /// Name of the interface it came from, 16 bytes.
     InputInterface,
     /// Name of the interface it leaves by, 16 bytes.
@@ -94,6 +96,7 @@ impl MetaKey {
     pub(super) fn number(self) -> u32 {
         match self {
             Self::EtherType => 1,
+            Self::Priority => 2,
             Self::Mark => 3,
             Self::InputInterface => 6,
             Self::OutputInterface => 7,

@@ -34,7 +34,7 @@ pub struct Edit<'a> {
 
 /// What the monitor saw.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Seen<'a> {
+pub enum Notice<'a> {
     /// A change.
     Edit(Edit<'a>),
     /// The end of a transaction, with whoever made it.
@@ -68,14 +68,22 @@ impl Monitor {
         Ok(Self { socket })
     }
 
+    /// Hears no more of changes that these sockets ([`super::Nftables::port`]) make.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn ignore(&self, ports: &[u32]) -> Result<()> {
+        self.socket.ignore(ports)
+    }
+
     /// Reads all notifications that are there.
-    pub fn drain(&self, mut each: impl FnMut(Seen<'_>)) {
+    pub fn drain(&self, mut each: impl FnMut(Notice<'_>)) {
         let mut buffer = Vec::new();
         loop {
             match self.socket.receive(&mut buffer) {
                 Ok(true) => notifications(&buffer, |message| read(message, &mut each)),
                 Ok(false) => return,
-                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => each(Seen::Lost),
+                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => each(Notice::Lost),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => return,
             }
@@ -83,9 +91,9 @@ impl Monitor {
     }
 }
 
-fn read(found: Message<'_>, each: &mut impl FnMut(Seen<'_>)) {
+fn read(found: Message<'_>, each: &mut impl FnMut(Notice<'_>)) {
     if found.kind == message::NEW_GENERATION {
-        each(Seen::Done(Generation::read(found.attributes)));
+        each(Notice::Done(Generation::read(found.attributes)));
         return;
     }
     let Some(family) = Family::of(found.family) else {
@@ -94,7 +102,7 @@ fn read(found: Message<'_>, each: &mut impl FnMut(Seen<'_>)) {
     let table = attribute(found.attributes, TABLE)
         .map(text)
         .unwrap_or_default();
-    each(Seen::Edit(Edit {
+    each(Notice::Edit(Edit {
         family,
         table: &table,
         deletes: matches!(

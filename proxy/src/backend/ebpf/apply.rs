@@ -1,5 +1,6 @@
 //! The doing: one family's entries in the maps, and what both families share.
 
+use linux::nftables::Notice;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -325,8 +326,12 @@ impl Backend for Plane {
         cleanup(&place).map_err(|error| linux::Error::other("take pins away", format!("{error:#}")))
     }
 
-    fn tables(&self) -> &'static [&'static str] {
-        &[]
+    fn see(&mut self, _seen: &Notice<'_>) -> bool {
+        false
+    }
+
+    fn own_port(&self) -> Option<u32> {
+        None
     }
 
     fn metrics(&self) -> Option<MoreMetrics> {

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use api::cidr::Family;
 use linux::iptables::{Iptables, Stamp};
+use linux::nftables::{self, Notice};
 
 use super::desired::Desired;
 use super::diff::{self, Change, Known, Seen};
@@ -309,8 +311,27 @@ impl<R: Rules + Send> Backend for Plane<R> {
         tables.into()
     }
 
-    fn tables(&self) -> &'static [&'static str] {
-        &["filter", "nat", "mangle"]
+    /// The programs do not say by which number the kernel names them, so every deletion counts.
+    fn see(&mut self, seen: &Notice<'_>) -> bool {
+        match seen {
+            Notice::Edit(edit) => {
+                let family = match self.settings().family {
+                    Family::V4 => nftables::Family::Ipv4,
+                    Family::V6 => nftables::Family::Ipv6,
+                };
+                let tables = ["filter", "nat", "mangle"];
+                edit.deletes
+                    && !edit.of_elements
+                    && edit.family == family
+                    && tables.contains(&edit.table)
+            }
+            Notice::Lost => true,
+            Notice::Done(_) => false,
+        }
+    }
+
+    fn own_port(&self) -> Option<u32> {
+        None
     }
 }
 

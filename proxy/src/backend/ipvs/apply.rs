@@ -390,8 +390,12 @@ impl<M: Machine> Backend for Plane<M> {
         })
     }
 
-    fn tables(&self) -> &'static [&'static str] {
-        &[]
+    fn see(&mut self, _notice: &linux::nftables::Notice<'_>) -> bool {
+        false
+    }
+
+    fn own_port(&self) -> Option<u32> {
+        None
     }
 
     fn due(&self) -> Option<Instant> {
