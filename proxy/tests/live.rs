@@ -532,11 +532,11 @@ fn clients_stay_with_their_endpoints(mode: Mode) {
         lab.wait("another endpoint", |lab| lab.p1.ask(to).unwrap().0 != who);
         assert_eq!(spread(&lab.p1.ask_many(to, 30)).len(), 1, "{to}");
         lab.write("web.yaml", &service("web", spec, ALL));
-        lab.wait("the endpoint", |lab| {
-            spread(&lab.node.ask_many("172.30.0.41:80", 1)).len() == 1
-        });
     }
-    assert_eq!(spread(&lab.cli.ask_many("192.168.0.2:30041", 30)).len(), 1);
+    // The last change may be on its way still.
+    lab.wait("the client to stay", |lab| {
+        spread(&lab.cli.ask_many("192.168.0.2:30041", 30)).len() == 1
+    });
 }
 
 #[test]

@@ -61,8 +61,9 @@ impl ConfigFile {
         Ok(told)
     }
 
+    /// A file that is not there or empty is just being written.
     fn stands(&self) -> bool {
-        fs::read_to_string(&self.path).map_or(true, |text| text == self.text)
+        fs::read_to_string(&self.path).map_or(true, |text| text.is_empty() || text == self.text)
     }
 }
 

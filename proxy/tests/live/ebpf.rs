@@ -239,7 +239,8 @@ fn more_clients_than_the_table_of_flows_holds_are_served() {
     let Some(lab) = lab("more_clients_than_the_table_of_flows_holds_are_served") else {
         return;
     };
-    let mut lab = lab.with(&["--ebpf-flows-max=128"]);
+    // Two or three entries for each connection.
+    let mut lab = lab.with(&["--ebpf-flows-max=1024"]);
     lab.write("web.yaml", &service("web", SPEC, ALL));
     lab.start();
     let answers = lab.cli.ask_many("192.168.0.2:30041", 600);
