@@ -11,7 +11,7 @@ use api::pod::{Namespace, Pod};
 use client::{Client, Resource, Selection};
 use futures::stream::select_all;
 use futures::{FutureExt, Stream, StreamExt};
-use linux::nftables::{Family, Monitor, Seen};
+use linux::nftables::{Family, Monitor, Notice};
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 
@@ -126,15 +126,15 @@ impl<R: FnOnce()> Work<R> {
         let table = table();
         let (mut doubt, mut rules) = (false, false);
         monitor.drain(|seen| match seen {
-            Seen::Edit(edit) => {
+            Notice::Edit(edit) => {
                 let ours = edit.family == Family::Inet && edit.table == table.name;
                 if ours && edit.port != port {
                     doubt = true;
                     rules |= !edit.of_elements;
                 }
             }
-            Seen::Lost => (doubt, rules) = (true, true),
-            Seen::Done(_) => {}
+            Notice::Lost => (doubt, rules) = (true, true),
+            Notice::Done(_) => {}
         });
         if doubt {
             tracing::warn!("someone changed table {table}: it is put in order");

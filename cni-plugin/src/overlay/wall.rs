@@ -2,7 +2,7 @@
 //! loop.
 
 use ipnetwork::IpNetwork;
-use linux::nftables::{Monitor, Seen};
+use linux::nftables::{Monitor, Notice};
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
 
@@ -131,9 +131,9 @@ async fn disturbed(monitor: Option<&AsyncFd<Monitor>>) {
         let mut ours = false;
         guard.get_inner().drain(|seen| {
             ours |= match seen {
-                Seen::Edit(edit) => edit.table == TABLE && edit.deletes,
-                Seen::Lost => true,
-                Seen::Done(_) => false,
+                Notice::Edit(edit) => edit.table == TABLE && edit.deletes,
+                Notice::Lost => true,
+                Notice::Done(_) => false,
             };
         });
         guard.clear_ready();
