@@ -356,11 +356,15 @@ fn packets_that_are_too_large_are_answered_with_what_passes() {
             ],
         ),
     ] {
-        let Some(lab) = Lab::new(test, 2, dual) else {
+        let Some(mut lab) = Lab::new(test, 2, dual) else {
             return;
         };
         let (a, b) = (lab.nodes[0].pod("a"), lab.nodes[1].pod("b"));
-        // As they were before the underlay shrank, in namespaces that nobody finds.
+        // A daemon gives pods the right size as soon as it sees them.
+        for node in &mut lab.nodes {
+            node.stop();
+        }
+        // As they were before the underlay shrank.
         let larger = LinkChange {
             mtu: Some(1500),
             ..LinkChange::default()
