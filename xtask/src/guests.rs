@@ -110,7 +110,7 @@ fn run_lane(
     script.push_str("exit $code");
     let name = lane.name();
     let log = target_dir().join(format!("xtask-vm-{name}.log"));
-    let me = std::env::current_exe()?;
+    let me = own_program()?;
     let outer = "exec \"$0\" vm --lane \"$1\" --timeout \"$2\" -- sh -c \"$3\" > \"$4\" 2>&1";
     let output = Exec::new("sh")
         .args(["-c", outer])
@@ -135,4 +135,10 @@ fn run_lane(
         }
     }
     Ok(tally)
+}
+
+/// This program's file: a stage before may have built it anew, in the place of what runs.
+fn own_program() -> Result<String> {
+    let path = std::env::current_exe()?.display().to_string();
+    Ok(path.trim_end_matches(" (deleted)").to_owned())
 }

@@ -464,9 +464,16 @@ impl Lab {
 
     /// The rules on the node, without what changes by itself.
     pub(crate) fn rules(&self, family: Family) -> String {
-        let text = self
-            .node
-            .run(|| Iptables::detect(family).unwrap().save(None).unwrap());
+        // The listing program fails while somebody deletes a set that a rule named.
+        let save = || Iptables::detect(family).unwrap().save(None);
+        let tries = std::iter::repeat_with(|| self.node.run(save)).take(50);
+        let (found, failed): (Vec<_>, Vec<_>) = tries
+            .scan(false, |done, result| {
+                (!std::mem::replace(done, result.is_ok())).then_some(result)
+            })
+            .partition(Result::is_ok);
+        let text = found.into_iter().flatten().next();
+        let text = text.unwrap_or_else(|| panic!("{failed:?}"));
         let own =
             |line: &&str| line.starts_with("-A") || (line.starts_with(':') && line.contains(" - "));
         text.lines()
