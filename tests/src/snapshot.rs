@@ -27,8 +27,15 @@ const LISTINGS: &[(&str, &str)] = &[
         "iptables-save -t filter -t nat 2>/dev/null | grep -v '^#' | sed -E 's/\\[[0-9:]+\\]//'",
     ),
     ("nftables", "nft list ruleset 2>/dev/null"),
-    ("cgroups", "find /sys/fs/cgroup -type d -path '*/seaway*'"),
-    ("mounts", "cut -d' ' -f1-3 /proc/mounts"),
+    // Other tests, which may run at the same time, have control groups and mounts named seaway-test.
+    (
+        "cgroups",
+        "find /sys/fs/cgroup -type d -path '*/seaway*' -not -path '*/seaway-test*'",
+    ),
+    (
+        "mounts",
+        "cut -d' ' -f1-3 /proc/mounts | grep -v seaway-test",
+    ),
     (
         "state",
         "ls -d /var/lib/seaway /run/seaway /var/lib/cni /etc/cni 2>/dev/null; true",
