@@ -4,7 +4,7 @@
 //! watch -> store -> parse -> model -> plan -> diff -> apply      (decide, trace: the same answers, without a kernel)
 //! ```
 //!
-//! [`Enforcer`] is the whole of it for one node, synchronously; [`run`] is its loop.
+//! [`Enforcer`] is the whole of it for one node, synchronously; [`mod@run`] is its loop.
 
 pub mod apply;
 pub mod cut;

@@ -197,13 +197,13 @@ pub const FLAG_MEMBERS: u32 = 4;
 
 /// [`Service::paths`]: refused.
 pub const PATH_REJECT: u8 = 0;
-/// [`Service::paths`]: dropped.
+/// `Service::paths`: dropped.
 pub const PATH_DROP: u8 = 1;
-/// [`Service::paths`]: to an endpoint of [`SET_CLUSTER`].
+/// `Service::paths`: to an endpoint of [`SET_CLUSTER`].
 pub const PATH_CLUSTER: u8 = 2;
-/// [`Service::paths`]: to an endpoint of [`SET_LOCAL`].
+/// `Service::paths`: to an endpoint of [`SET_LOCAL`].
 pub const PATH_LOCAL: u8 = 3;
-/// Bit in [`Service::paths`]: the source becomes the node's address.
+/// Bit in `Service::paths`: the source becomes the node's address.
 pub const PATH_MASQUERADE: u8 = 0x80;
 
 /// The endpoints that traffic without restriction uses.

@@ -281,7 +281,7 @@ fn milliseconds(time: Duration) -> u64 {
 /// What a key leads to.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Value {
-    /// Bytes, as [`concat`] makes them.
+    /// Bytes, as [`concat()`] makes them.
     Data(Vec<u8>),
     /// Where to go on.
     Verdict(Verdict),
