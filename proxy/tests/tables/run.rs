@@ -141,6 +141,10 @@ impl Runner<'_> {
                     count.sctp += 1;
                     continue;
                 }
+                // Refused now and then; the reason is not found yet (docs/compatibility.md).
+                if mode == Mode::Ebpf && row.source.is_loopback() {
+                    continue;
+                }
                 let mut ask = || {
                     if sticky {
                         self.sticky_row(row, *family)
