@@ -64,6 +64,15 @@ enum Command {
         #[command(subcommand)]
         command: ImageCommand,
     },
+    /// Ask the sample for a page again and again (started by `prove` on a node)
+    #[command(hide = true)]
+    Ask {
+        /// Its address and port
+        address: std::net::SocketAddr,
+        /// How often; all the time without it
+        #[arg(long)]
+        count: Option<usize>,
+    },
     /// Keep a cluster's daemons running (started by `up`)
     #[command(hide = true)]
     Supervise {
@@ -115,6 +124,7 @@ fn run(command: Command) -> Result<()> {
                 ImageCommand::List => image::list(&layout),
             }
         }
+        Command::Ask { address, count } => prove::traffic::ask(address, count),
         Command::Supervise { cluster } => supervise::run(cluster),
     }
 }

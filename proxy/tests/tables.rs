@@ -113,21 +113,18 @@ fn trouble(name: &str, mode: Mode) -> Option<Trouble> {
     }
 }
 
-/// Not in mode ebpf: a client outside that opens a connection each millisecond is now and then told
-/// that there is no route (docs/compatibility.md).
 #[test]
 fn troubles_of_the_api_server() {
-    for mode in [Mode::Iptables, Mode::Nftables, Mode::Ipvs] {
+    for mode in Mode::ALL {
         if let Some(trouble) = trouble("troubles_of_the_api_server", mode) {
             trouble.of_the_server();
         }
     }
 }
 
-/// In the same modes.
 #[test]
 fn killed_at_random_moments() {
-    for mode in [Mode::Iptables, Mode::Nftables, Mode::Ipvs] {
+    for mode in Mode::ALL {
         if let Some(trouble) = trouble("killed_at_random_moments", mode) {
             trouble.of_the_proxy();
         }

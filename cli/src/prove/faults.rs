@@ -24,10 +24,8 @@ const ANSWERS_MIN: usize = 20;
 impl Prover {
     async fn probe(&self) -> Result<Probe> {
         let ip = self.cluster_ip_of("web").await?;
-        Probe::start(
-            &self.node("node-1")?.netns,
-            SocketAddr::new(ip.parse()?, 80),
-        )
+        let address = SocketAddr::new(ip.parse()?, 80);
+        Probe::start(&self.node("node-1")?, address)
     }
 
     async fn set_replicas(&self, count: usize) -> Result<Vec<Replica>> {
@@ -133,7 +131,7 @@ impl Prover {
         let pid = self.pid_of(&name)?;
         process::signal(pid, Signal::SIGKILL)?;
         let deadline = Instant::now() + BACK_TIMEOUT;
-        while self.pid_of(&name)? == pid || probe.answered() < ANSWERS_MIN {
+        while self.pid_of(&name)? == pid || probe.answered()? < ANSWERS_MIN {
             if Instant::now() > deadline {
                 bail!("{name} did not come back in {} s", BACK_TIMEOUT.as_secs());
             }

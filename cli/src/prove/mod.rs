@@ -4,7 +4,7 @@
 mod faults;
 mod pods;
 mod services;
-mod traffic;
+pub(crate) mod traffic;
 
 use std::path::Path;
 use std::time::{Duration, Instant};

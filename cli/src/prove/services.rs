@@ -51,7 +51,7 @@ impl Prover {
         ));
         let node = self.node("node-1")?;
         let address = SocketAddr::new(ip.parse()?, 80);
-        let answers = traffic::get_from(&node.netns, address, REQUESTS)?;
+        let answers = traffic::get_from(&node, address, REQUESTS)?;
         let counts = spread(answers.into_iter().map(|a| a.server));
         ensure!(
             counts.len() == 3,

@@ -1,17 +1,19 @@
-//! Plain HTTP from inside a network namespace, once or all the time.
+//! Plain HTTP from a node, once or all the time.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread::{self, JoinHandle};
+use std::path::PathBuf;
+use std::process::Child;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use linux::NetNs;
+use linux::cgroup::Hierarchies;
+use linux::process::Daemon;
+use nix::sys::signal::Signal;
 
 use super::WHOAMI;
+use crate::layout::NodeLayout;
 
 /// A request that takes longer has failed.
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -66,62 +68,122 @@ pub(super) fn get(address: SocketAddr) -> Result<Answer> {
     parse(body)
 }
 
-/// `count` requests from inside the namespace at `netns`.
-pub(super) fn get_from(netns: &Path, address: SocketAddr, count: usize) -> Result<Vec<Answer>> {
-    let netns = NetNs::open(netns)?;
-    netns.run(|| (0..count).map(|_| get(address)).collect())?
+/// What [`ask`] says of a request that was answered; anything else is why one failed.
+const ANSWERED: &str = "answered";
+
+/// The work of `seaway ask`: `count` requests, or as many as there is time for, each with a line on
+/// standard output.
+pub(crate) fn ask(address: SocketAddr, count: Option<usize>) -> Result<()> {
+    // Nobody reads the lines once whoever started this is gone.
+    nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?;
+    let mut out = std::io::stdout();
+    let mut asked = 0;
+    while count.is_none_or(|count| asked < count) {
+        match get(address) {
+            Ok(Answer { server, client }) => writeln!(out, "{ANSWERED} {server} {client}")?,
+            Err(error) => writeln!(out, "{error:#}")?,
+        }
+        asked += 1;
+        if count.is_none() {
+            thread::sleep(PROBE_PAUSE);
+        }
+    }
+    Ok(())
+}
+
+/// Requests from a node: by a process in its network namespace and in its control group, as any
+/// process of a node is.
+struct Asking {
+    process: Child,
+    lines: PathBuf,
+}
+
+impl Asking {
+    fn start(node: &NodeLayout, address: SocketAddr, count: Option<usize>) -> Result<Self> {
+        let lines = node.log("ask");
+        std::fs::write(&lines, "").with_context(|| format!("write {}", lines.display()))?;
+        let groups = Hierarchies::detect()?;
+        let group = node.daemon_cgroup("ask");
+        groups.create(&group)?;
+        let mut args = vec!["ask".to_owned(), address.to_string()];
+        args.extend(count.map(|count| format!("--count={count}")));
+        let daemon = Daemon {
+            program: std::env::current_exe().context("find this program")?,
+            args: args.into_iter().map(Into::into).collect(),
+            netns: Some(node.netns.clone()),
+            cgroup_procs: groups.procs_files(&group),
+            log: Some(lines.clone()),
+            ..Daemon::default()
+        };
+        let process = daemon.spawn()?;
+        Ok(Self { process, lines })
+    }
+
+    /// The answers so far, and what went wrong with other requests.
+    fn answers(&self) -> Result<(Vec<Answer>, Vec<String>)> {
+        let text = std::fs::read_to_string(&self.lines)
+            .with_context(|| format!("read {}", self.lines.display()))?;
+        let (mut answers, mut failures) = (Vec::new(), Vec::new());
+        // The last line may be half written.
+        for line in text.split_inclusive('\n').filter(|l| l.ends_with('\n')) {
+            match line.strip_prefix(ANSWERED) {
+                Some(answer) => answers.push(parse(answer)?),
+                None => failures.push(line.trim_end().to_owned()),
+            }
+        }
+        Ok((answers, failures))
+    }
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        if let Ok(pid) = i32::try_from(self.process.id()) {
+            let _gone = linux::process::signal(pid, Signal::SIGTERM);
+        }
+        let _ended = self.process.wait();
+    }
+}
+
+/// `count` requests from a node, all of them answered.
+pub(super) fn get_from(
+    node: &NodeLayout,
+    address: SocketAddr,
+    count: usize,
+) -> Result<Vec<Answer>> {
+    let mut asking = Asking::start(node, address, Some(count))?;
+    let status = asking.process.wait().context("wait for the requests")?;
+    let (answers, failures) = asking.answers()?;
+    match failures.first() {
+        Some(first) => bail!("{first}"),
+        None if answers.len() == count => Ok(answers),
+        None => bail!(
+            "only {} of {count} requests were made: {status}",
+            answers.len()
+        ),
+    }
 }
 
 /// Requests that go on, one connection each, until asked how they went.
-pub(super) struct Probe {
-    stop: Arc<AtomicBool>,
-    done: Arc<AtomicUsize>,
-    thread: JoinHandle<Vec<String>>,
-}
+pub(super) struct Probe(Asking);
 
 impl Probe {
-    /// Starts asking `address` from inside the namespace at `netns`.
-    pub(super) fn start(netns: &Path, address: SocketAddr) -> Result<Self> {
-        let netns = NetNs::open(netns)?;
-        let (stop, done) = (
-            Arc::new(AtomicBool::new(false)),
-            Arc::new(AtomicUsize::new(0)),
-        );
-        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&done));
-        let thread = thread::spawn(move || {
-            let ask = || {
-                let mut failures = Vec::new();
-                while !stopped.load(Ordering::SeqCst) {
-                    match get(address) {
-                        Ok(_) => count.fetch_add(1, Ordering::SeqCst),
-                        Err(error) => {
-                            failures.push(format!("{error:#}"));
-                            0
-                        }
-                    };
-                    thread::sleep(PROBE_PAUSE);
-                }
-                failures
-            };
-            netns
-                .run(ask)
-                .unwrap_or_else(|error| vec![error.to_string()])
-        });
-        Ok(Self { stop, done, thread })
+    /// Starts asking `address` from a node.
+    pub(super) fn start(node: &NodeLayout, address: SocketAddr) -> Result<Self> {
+        Asking::start(node, address, None).map(Self)
     }
 
     /// Requests answered so far.
-    pub(super) fn answered(&self) -> usize {
-        self.done.load(Ordering::SeqCst)
+    pub(super) fn answered(&self) -> Result<usize> {
+        Ok(self.0.answers()?.0.len())
     }
 
     /// Stops; how many were answered, and what went wrong with the others.
-    pub(super) fn finish(self) -> Result<(usize, Vec<String>)> {
-        self.stop.store(true, Ordering::SeqCst);
-        match self.thread.join() {
-            Ok(failures) => Ok((self.done.load(Ordering::SeqCst), failures)),
-            Err(_) => bail!("the probing thread broke"),
+    pub(super) fn finish(mut self) -> Result<(usize, Vec<String>)> {
+        if let Some(status) = self.0.process.try_wait()? {
+            bail!("the process that asked has ended: {status}");
         }
+        let (answers, failures) = self.0.answers()?;
+        Ok((answers.len(), failures))
     }
 }
 

@@ -77,6 +77,15 @@ pub struct Work {
     pub endpoint: Endpoint,
     other: FlowKey,
     flow: Flow,
+    spare: Spare,
+}
+
+/// A port whose connection has ended, for when none is free.
+#[derive(Debug, Clone, Copy, Default)]
+struct Spare {
+    port: Port,
+    /// How long ago its last packet was; 0: no port.
+    age_ns: u64,
 }
 
 impl Work {
@@ -367,7 +376,12 @@ pub fn egress<M: Services + Flows>(maps: &M, work: &mut Work) -> Action {
     masquerade(maps, work)
 }
 
-/// Finds an address and a port of the node's that the endpoint does not know yet.
+/// Finds an address and a port of the node's that the endpoint does not know, or no longer.
+///
+/// An endpoint that closed first remembers a port for a minute. Where clients come faster than that
+/// leaves ports, the one of those tried that ended first is used again: a connection's beginning is
+/// newer than what the endpoint remembers, or else the two of them find out within a second
+/// (RFC 9293, 3.10.7.4, and RFC 6191).
 #[inline(never)]
 fn masquerade<M: Services + Flows>(maps: &M, work: &mut Work) -> Action {
     if halves(&work.own) == (0, 0)
@@ -383,34 +397,58 @@ fn masquerade<M: Services + Flows>(maps: &M, work: &mut Work) -> Action {
     work.key.src = work.flow.endpoint;
     work.key.dst.addr = work.own;
     work.key.role = FLOW_MASQUERADED;
+    work.spare = Spare::default();
     let mut tries = 0;
     while tries < PORT_TRIES {
         work.key.dst.port = port(scale(maps.random(), PORTS));
-        let free = match maps.flow(&work.key) {
-            None => maps.add_flow(&work.key, &work.flow),
-            Some(other) => {
-                work.look_at_reply(&other.endpoint, &other.client);
-                let over = match maps.flow(&work.other) {
-                    Some(other) => is_over(other, work.is_udp(), now_ns),
-                    None => true,
-                };
-                over && maps.set_flow(&work.key, &work.flow)
-            }
-        };
-        if free {
-            let (endpoint, client) = (work.flow.endpoint, work.flow.client);
-            work.look_at_reply(&endpoint, &client);
-            work.to = work.key.dst;
-            maps.set_node(&work.other, &work.to);
-            work.service = work.flow.service;
-            work.endpoint = work.flow.endpoint;
-            return Action::Rewrite { new: false };
+        if is_free(maps, work, now_ns) {
+            return masqueraded(maps, work);
         }
         tries += 1;
+    }
+    work.key.dst.port = work.spare.port;
+    if work.spare.age_ns > 0 && maps.set_flow(&work.key, &work.flow) {
+        return masqueraded(maps, work);
     }
     Action::Drop {
         reason: event::DROP_PORTS,
     }
+}
+
+/// Takes the port of `work.key` where no connection has it.
+#[inline(always)]
+fn is_free<M: Services + Flows>(maps: &M, work: &mut Work, now_ns: u64) -> bool {
+    let Some(other) = maps.flow(&work.key) else {
+        return maps.add_flow(&work.key, &work.flow);
+    };
+    let began_ns = other.seen_ns;
+    work.look_at_reply(&other.endpoint, &other.client);
+    if let Some(reply) = maps.flow(&work.other)
+        && !is_over(reply, work.is_udp(), now_ns)
+    {
+        // The client has begun another connection from the same port of its own since then.
+        let is_left = !reply.node.is_none() && reply.node.port != work.key.dst.port;
+        let ended_ns = if is_left { began_ns } else { reply.seen_ns };
+        let age_ns = now_ns.saturating_sub(ended_ns);
+        if (is_left || is_closed(reply.state)) && age_ns > work.spare.age_ns {
+            work.spare.port = work.key.dst.port;
+            work.spare.age_ns = age_ns;
+        }
+        return false;
+    }
+    maps.set_flow(&work.key, &work.flow)
+}
+
+/// The port of `work.key` is the connection's.
+#[inline(always)]
+fn masqueraded<M: Services + Flows>(maps: &M, work: &mut Work) -> Action {
+    let (endpoint, client) = (work.flow.endpoint, work.flow.client);
+    work.look_at_reply(&endpoint, &client);
+    work.to = work.key.dst;
+    maps.set_node(&work.other, &work.to);
+    work.service = work.flow.service;
+    work.endpoint = work.flow.endpoint;
+    Action::Rewrite { new: false }
 }
 
 #[inline(always)]

@@ -132,6 +132,24 @@ fn without_a_free_port_a_packet_is_dropped_and_a_finished_one_makes_room() {
 }
 
 #[test]
+fn where_all_ports_are_taken_one_whose_connection_has_ended_is_used_again() {
+    let world = World::new(1, 1, true);
+    world.take_all_ports(&pod(0), TCP);
+    world.end_all();
+    world.pass(1000);
+    let open = world.trip(&client(1), &frontend(), TCP, SYN).unwrap();
+    for port in 1024..1500 {
+        // Each ends, and its port may be the next one's; the open one keeps its own.
+        let trip = world.trip(&client(port), &frontend(), TCP, SYN).unwrap();
+        assert_ne!(trip.seen_by_pod, open.seen_by_pod);
+        let end = world.trip(&client(port), &frontend(), TCP, FIN | ACK);
+        assert_eq!(end, Ok(trip));
+        world.pass(1000);
+    }
+    assert_eq!(world.trip(&client(1), &frontend(), TCP, ACK), Ok(open));
+}
+
+#[test]
 fn a_full_table_of_flows_drops_new_connections_only() {
     let mut world = World::new(1, 1, true);
     let old = world.trip(&client(1), &frontend(), TCP, SYN).unwrap();

@@ -137,12 +137,12 @@ impl Flows for Maps {
 
     #[inline(always)]
     fn add_flow(&self, key: &FlowKey, flow: &Flow) -> bool {
-        FLOWS.insert(key, flow, u64::from(BPF_NOEXIST)).is_ok()
+        FLOWS.insert(key, flow, u64::from(BPF_NOEXIST)).is_ok() && is_looked_up(key)
     }
 
     #[inline(always)]
     fn set_flow(&self, key: &FlowKey, flow: &Flow) -> bool {
-        FLOWS.insert(key, flow, u64::from(BPF_ANY)).is_ok()
+        FLOWS.insert(key, flow, u64::from(BPF_ANY)).is_ok() && is_looked_up(key)
     }
 
     #[inline(always)]
@@ -165,6 +165,14 @@ impl Flows for Maps {
             unsafe { (*flow).node = *node };
         }
     }
+}
+
+/// Looks a new flow up. The kernel counts an entry as used from its first look-up on: one that has
+/// only been written gives way before old ones that were used once, so that a full map would forget
+/// connections that are just being made.
+#[inline(always)]
+fn is_looked_up(key: &FlowKey) -> bool {
+    FLOWS.get_ptr(key).is_some()
 }
 
 /// Counts an event.

@@ -234,6 +234,14 @@ fn ask(to: SocketAddr) -> Result<(String, IpAddr, TcpStream), std::io::ErrorKind
     Ok((who.to_owned(), peer.parse().unwrap(), stream))
 }
 
+/// One connection, or what came of it.
+pub(crate) fn ask_raw(to: SocketAddr) -> std::io::Result<()> {
+    let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    BufReader::new(&stream).read_line(&mut String::new())?;
+    Ok(())
+}
+
 /// Sends a line over an open connection and expects it back.
 pub(crate) fn still_alive(stream: &mut TcpStream) {
     stream.write_all(b"ping").unwrap();

@@ -308,3 +308,32 @@ fn other_sizes_take_running_connections_over() {
     });
     assert_eq!(layouts.count(), 1);
 }
+
+/// Far more connections than the table of flows holds: it is the old ones that it forgets.
+#[test]
+fn a_client_outside_that_never_rests_is_served() {
+    const CONNECTIONS: usize = 12_000;
+    let Some(lab) = lab("ebpf: a_client_outside_that_never_rests_is_served") else {
+        return;
+    };
+    let mut lab = lab.with(&["--ebpf-flows-max=4096"]);
+    lab.write("web.yaml", &service("web", SPEC, &[ALL[2], ALL[5]]));
+    lab.start();
+    let begun = AtomicUsize::new(0);
+    let ask_all = |to: &str| {
+        let to: SocketAddr = to.parse().unwrap();
+        let cli = lab.cli.twin();
+        cli.run(|| -> std::io::Result<()> {
+            while begun.fetch_add(1, Ordering::Relaxed) < CONNECTIONS {
+                lab::ask_raw(to)?;
+            }
+            Ok(())
+        })
+    };
+    std::thread::scope(|scope| {
+        let v4 = scope.spawn(|| ask_all("192.168.0.2:30041"));
+        let v6 = scope.spawn(|| ask_all("[2001:db8::2]:30041"));
+        v4.join().unwrap().unwrap();
+        v6.join().unwrap().unwrap();
+    });
+}

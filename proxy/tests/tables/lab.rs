@@ -266,14 +266,15 @@ impl Lab {
                 drop(proxy.wait());
             }
         }
-        if let Some(sockets) = &self.sockets {
-            self.move_threads(sockets.dir.parent().unwrap());
-        }
     }
 }
 
 impl Drop for Lab {
     fn drop(&mut self) {
         self.kill();
+        // A group with threads in it cannot be removed.
+        if let Some(sockets) = &self.sockets {
+            self.move_threads(sockets.dir.parent().unwrap());
+        }
     }
 }

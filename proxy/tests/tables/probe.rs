@@ -17,6 +17,9 @@ use proxy::model::Protocol;
 /// How long an answer may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Datagrams sent in that time: a busy machine may lose one.
+const DATAGRAMS: u32 = 5;
+
 /// How long silence is listened to after packets sent later have been answered.
 const SILENCE: Duration = Duration::from_millis(20);
 
@@ -128,12 +131,19 @@ impl Probe {
     fn udp(self) -> std::io::Result<Answer> {
         let socket = UdpSocket::bind(self.source)?;
         socket.connect(self.to)?;
-        socket.send(QUESTION)?;
         let fd = OwnedFd::from(socket);
-        if !self.wait(&fd, PollFlags::POLLIN)? {
-            return Ok(Answer::Silent);
-        }
-        let socket = UdpSocket::from(fd);
+        let mut left = if self.fence.is_some() { 1 } else { DATAGRAMS };
+        let socket = loop {
+            let socket = UdpSocket::from(fd.try_clone()?);
+            socket.send(QUESTION)?;
+            left -= 1;
+            if self.wait(&fd, PollFlags::POLLIN)? {
+                break socket;
+            }
+            if left == 0 {
+                return Ok(Answer::Silent);
+            }
+        };
         let mut heard = [0; 512];
         let n = socket.recv(&mut heard)?;
         Ok(parse(&heard[..n]))
@@ -142,6 +152,7 @@ impl Probe {
     /// Waits for something to happen; false when nothing does.
     fn wait(self, fd: &OwnedFd, what: PollFlags) -> std::io::Result<bool> {
         let patience = match self.fence {
+            None if what == PollFlags::POLLIN => PATIENCE / DATAGRAMS,
             None => PATIENCE,
             Some(fence) => {
                 // What was sent later has been answered, twice.

@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const TRIES_MIN: usize = 6;
 const TRIES_MAX: usize = 60;
 
-/// How often, and after which rest, a row is asked again that is not as it should be.
+/// How often, and after which rest, a row is asked again that is not as it should be, in mode ipvs.
 const LATE_MAX: u32 = 5;
 const LATE: Duration = Duration::from_millis(100);
 
@@ -141,10 +141,6 @@ impl Runner<'_> {
                     count.sctp += 1;
                     continue;
                 }
-                // Refused now and then; the reason is not found yet (docs/compatibility.md).
-                if mode == Mode::Ebpf && row.source.is_loopback() {
-                    continue;
-                }
                 let mut ask = || {
                     if sticky {
                         self.sticky_row(row, *family)
@@ -153,9 +149,8 @@ impl Runner<'_> {
                     }
                 };
                 let mut got = ask();
-                // The marker says that a sync went through, not that it was the last: virtual servers
-                // come one after the other, and what follows from the node is a sync of its own.
-                let mut again = LATE_MAX;
+                // Virtual servers come one after the other: the marker may be there before the rest.
+                let mut again = if mode == Mode::Ipvs { LATE_MAX } else { 0 };
                 while got != row.expect(mode) && again > 0 {
                     again -= 1;
                     std::thread::sleep(LATE);

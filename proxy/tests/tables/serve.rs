@@ -2,12 +2,17 @@
 
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::sockopt::ReuseAddr;
+use nix::sys::socket::{
+    AddressFamily, Shutdown, SockFlag, SockType, SockaddrStorage, bind as bind_to, setsockopt,
+    shutdown, socket,
+};
 use proxy::model::Protocol;
 
 use super::site::Site;
@@ -44,6 +49,13 @@ impl Servers {
             while !stopped.load(Ordering::Relaxed) {
                 serve(&sockets, &woken);
             }
+            // Another test that starts a program at this moment has a copy of every socket in the
+            // child, until that becomes the program: closing ours alone would leave them listening.
+            for (_, socket) in &sockets {
+                if let Socket::Tcp(tcp) = socket {
+                    let _ended = shutdown(tcp.as_raw_fd(), Shutdown::Both);
+                }
+            }
         });
         Self {
             stop,
@@ -66,7 +78,7 @@ impl Drop for Servers {
 fn bind((address, protocol): Listen) -> Option<(SocketAddr, Socket)> {
     let bound = match protocol {
         Protocol::Tcp => TcpListener::bind(address).map(Socket::Tcp),
-        Protocol::Udp => UdpSocket::bind(address).map(Socket::Udp),
+        Protocol::Udp => bind_udp(address).map(Socket::Udp),
         Protocol::Sctp => return None,
     };
     let socket = match bound {
@@ -79,6 +91,19 @@ fn bind((address, protocol): Listen) -> Option<(SocketAddr, Socket)> {
         Socket::Udp(udp) => udp.set_nonblocking(true).unwrap(),
     }
     Some((address, socket))
+}
+
+/// A socket that does not mind copies of an earlier one (see `start`).
+fn bind_udp(address: SocketAddr) -> std::io::Result<UdpSocket> {
+    let family = if address.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    };
+    let fd = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&fd, ReuseAddr, &true)?;
+    bind_to(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
+    Ok(fd.into())
 }
 
 /// Waits for whoever comes first, and answers.

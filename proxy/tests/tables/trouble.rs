@@ -66,13 +66,16 @@ impl Trouble {
         let address = api.serve(listener).unwrap();
         let config = lab.dir.path().join("kubeconfig");
         std::fs::write(&config, kubeconfig(address)).unwrap();
-        let args = vec![
+        let mut args = vec![
             format!("--mode={}", mode.name()),
             format!("--hostname-override={NODE}"),
             format!("--kubeconfig={}", config.display()),
             "--cluster-cidr=10.0.0.0/8".to_owned(),
             "--log-level=debug".to_owned(),
         ];
+        if mode == Mode::Ebpf {
+            args.extend(lab.group_sockets());
+        }
         let mut trouble = Self {
             lab,
             api,

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use ebpf_common::abi::{
     Addr, Affinity, AffinityKey, Config, Endpoint, FLAG_MEMBERS, FLOW_MASQUERADED, FLOW_REPLY,
     Flow, FlowKey, Frontend, FrontendKey, KIND_EXTERNAL, MemberKey, NODE_PORTS, PATH_CLUSTER,
-    PATH_MASQUERADE, PATH_REJECT, Port, RangeKey, Service, SlotKey, TCP, UDP, v4,
+    PATH_MASQUERADE, PATH_REJECT, Port, RangeKey, STATE_FIN_CLIENT, STATE_FIN_SERVER, Service,
+    SlotKey, TCP, UDP, v4,
 };
 use ebpf_common::nat::{Action, Flows, PORT_FIRST, PORTS, Work, egress, ingress};
 use ebpf_common::resolve::Services;
@@ -143,6 +144,14 @@ impl World {
             let node = Endpoint::new(node_v4(), port);
             self.set_flow(&key(*endpoint, node, FLOW_MASQUERADED), &flow);
             self.set_flow(&key(*endpoint, other, FLOW_REPLY), &flow);
+        }
+    }
+
+    /// Both ends of every connection say that it ends.
+    pub(crate) fn end_all(&self) {
+        let keys: Vec<FlowKey> = self.flows.borrow().keys().copied().collect();
+        for key in keys {
+            self.touch(&key, self.now_ns.get(), STATE_FIN_CLIENT | STATE_FIN_SERVER);
         }
     }
 
