@@ -95,6 +95,10 @@ impl Hosts<'_> {
                 self.side(*side)?.ensure_sysctl(key, value).map(drop)
             }
             Step::AwaitPort(link) => await_port(self.node, link),
+            Step::StopLink(link) => match self.node.set_link(link, &LinkChange::down()) {
+                Err(e) if e.is_not_found() => Ok(()),
+                done => done,
+            },
             Step::RemoveLink(side, link) => self.side(*side)?.ensure_no_link(link).map(drop),
         }
     }

@@ -103,14 +103,20 @@ pub(crate) fn mac_of_owner(kind: u8, network: &str, owner: &Attachment) -> Mac {
     Mac::local([kind, a, b, c, d])
 }
 
-/// Plans DEL. The link goes first: an address must not be free while an interface still has it.
+/// Plans DEL. The address is given back after all of it: it must not be free while an interface still
+/// has it.
 pub fn plan_del(net: &Net, owner: &Attachment, seen: &Leftover) -> Vec<Step> {
     let mut steps = Vec::new();
+    let host_link = host_link_name(&net.name, owner);
     if seen.host_link {
-        steps.push(Step::RemoveLink(
-            Side::Node,
-            host_link_name(&net.name, owner),
-        ));
+        // From now on nothing passes, so the entries may go.
+        steps.push(Step::StopLink(host_link.clone()));
+    }
+    // Before the links: the kernel lets nobody leave nf_tables before a grace period is over, and
+    // spends it while it deletes the pair.
+    steps.push(Step::RemoveEntries(Whose::One(Tag::of(&net.name, owner))));
+    if seen.host_link {
+        steps.push(Step::RemoveLink(Side::Node, host_link));
     }
     if seen.pod_link {
         steps.push(Step::RemoveLink(Side::Pod, owner.ifname.clone()));
@@ -118,7 +124,6 @@ pub fn plan_del(net: &Net, owner: &Attachment, seen: &Leftover) -> Vec<Step> {
     if seen.ifb {
         steps.push(Step::RemoveLink(Side::Node, ifb_name(&net.name, owner)));
     }
-    steps.push(Step::RemoveEntries(Whose::One(Tag::of(&net.name, owner))));
     steps
 }
 

@@ -61,6 +61,8 @@ pub enum Step {
     AwaitAddrs(String),
     /// Waits until packets flow through this port of the bridge.
     AwaitPort(String),
+    /// Sets a link of the node down if it is there.
+    StopLink(String),
     /// Removes a link if it is there.
     RemoveLink(Side, String),
 }
@@ -92,6 +94,7 @@ impl Step {
             | Self::AddRoute(..)
             | Self::EnsureSysctl(..)
             | Self::AwaitPort(_)
+            | Self::StopLink(_)
             | Self::RemoveLink(..) => None,
         }
     }
@@ -202,6 +205,7 @@ impl fmt::Display for Step {
             }
             Self::AwaitAddrs(link) => write!(f, "pod: wait for the addresses of {link}"),
             Self::AwaitPort(link) => write!(f, "node: wait for {link}"),
+            Self::StopLink(link) => write!(f, "node: {link} down"),
             Self::RemoveLink(side, link) => write!(f, "{side}: no link {link}"),
         }
     }

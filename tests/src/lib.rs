@@ -20,20 +20,25 @@ pub(crate) fn say(text: &str) {
     println!("{text}");
 }
 
-/// The folder of the programs under test: our own, or the one above a test program's `deps`.
+/// The folder of the programs under test.
 ///
 /// # Errors
 /// The programs are not built.
 pub fn bin_dir() -> Result<PathBuf> {
+    let seaway = program("seaway")?;
+    Ok(seaway.parent().map(PathBuf::from).unwrap_or_default())
+}
+
+/// A program under test, in our own folder, or in the one above a test program's `deps`.
+///
+/// # Errors
+/// It is not built.
+pub fn program(name: &str) -> Result<PathBuf> {
     let me = std::env::current_exe()?;
-    let found = me
-        .ancestors()
-        .skip(1)
-        .take(2)
-        .find(|dir| dir.join("seaway").is_file());
-    match found {
-        Some(dir) => Ok(dir.to_owned()),
-        None => bail!("the programs are not built; run `cargo build --workspace --bins`"),
+    let dirs = me.ancestors().skip(1).take(2);
+    match dirs.map(|dir| dir.join(name)).find(|path| path.is_file()) {
+        Some(path) => Ok(path),
+        None => bail!("{name} is not built; run `cargo build --workspace --bins`"),
     }
 }
 

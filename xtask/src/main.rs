@@ -67,7 +67,7 @@ enum Command {
     Tidy,
     /// Measure; a table for people, or one JSON object a line
     Bench {
-        /// What to measure: cni, cluster, proxy; all when left out
+        /// What to measure: cni, overlay, proxy, cluster; all when left out
         name: Option<String>,
         /// One JSON object a line
         #[arg(long)]

@@ -44,6 +44,23 @@ pub(crate) fn build(release: bool) -> Result<PathBuf> {
     Ok(target_dir().join(if release { "release" } else { "debug" }))
 }
 
+/// Builds the benchmark program and these programs of these packages, optimised; returns the folder
+/// they are in.
+pub(crate) fn build_some(packages: &[&str], programs: &[&str]) -> Result<PathBuf> {
+    let mut args = vec![
+        "build",
+        "--release",
+        "-p",
+        "seaway-tests",
+        "--bin",
+        "seaway-bench",
+    ];
+    args.extend(packages.iter().flat_map(|package| ["-p", package]));
+    args.extend(programs.iter().flat_map(|program| ["--bin", program]));
+    cargo(&args).run().context("build")?;
+    Ok(target_dir().join("release"))
+}
+
 /// `cargo xtask up`.
 pub(crate) fn up(release: bool, args: &[String]) -> Result<()> {
     setup::run(true)?;

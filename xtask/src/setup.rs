@@ -54,13 +54,18 @@ pub(crate) fn run(run_only: bool) -> Result<()> {
             Some(path) => println!("setup: kubectl {KUBECTL_VERSION} is at {}", path.display()),
             None => fetch_kubectl()?,
         }
-        // Plugins are no programs on the PATH.
-        if !Path::new(REFERENCE_PLUGIN).is_file() {
-            install(&["containernetworking-plugins"])?;
-        }
+        reference_plugins()?;
     }
     println!("setup: done");
     Ok(())
+}
+
+/// Installs Debian's CNI plugins, which are no programs on the PATH.
+pub(crate) fn reference_plugins() -> Result<()> {
+    if Path::new(REFERENCE_PLUGIN).is_file() {
+        return Ok(());
+    }
+    install(&["containernetworking-plugins"])
 }
 
 /// Installs those packages whose program is not there.

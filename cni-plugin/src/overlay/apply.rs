@@ -1,7 +1,7 @@
 //! Making changes. One that fails does not stop the others: what depends on it fails too and is
 //! tried again with it.
 
-use linux::{Host, Result};
+use linux::{Host, Replacement, Result};
 
 use super::diff::Change;
 use super::model::{Entry, NewVxlan, Route};
@@ -9,13 +9,35 @@ use super::model::{Entry, NewVxlan, Route};
 /// Makes the changes, in order. Gives what failed; what is gone already, or there already, did not.
 pub fn apply(host: &mut dyn Host, changes: &[Change]) -> Vec<linux::Error> {
     let mut failed = Vec::new();
-    for change in changes {
-        match one(host, change) {
-            Ok(()) => tracing::debug!("{change}"),
-            Err(error) => failed.push(error),
+    let mut rest = changes;
+    while let Some(change) = rest.first() {
+        let many: Vec<Replacement<'_>> = rest.iter().map_while(replacement).collect();
+        if many.len() > 1 {
+            let (together, others) = rest.split_at(many.len());
+            // Most are made; why one was not, and whether another way leads there, is found alone.
+            for at in host.replace_many(&many) {
+                failed.extend(together.get(at).and_then(|change| one(host, change).err()));
+            }
+            rest = others;
+        } else {
+            failed.extend(one(host, change).err());
+            rest = &rest[1..];
         }
     }
+    for change in changes {
+        tracing::debug!("{change}");
+    }
     failed
+}
+
+/// A change that may be made with others at once.
+fn replacement(change: &Change) -> Option<Replacement<'_>> {
+    match change {
+        Change::Set(Entry::Neigh(dev, neigh)) => Some(Replacement::Neigh(dev, neigh)),
+        Change::Set(Entry::Fdb(dev, entry)) => Some(Replacement::Fdb(dev, entry)),
+        Change::Set(Entry::Route(route)) => Some(Replacement::Route(route)),
+        _ => None,
+    }
 }
 
 fn one(host: &mut dyn Host, change: &Change) -> Result<()> {

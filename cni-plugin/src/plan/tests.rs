@@ -383,9 +383,13 @@ fn del_removes_what_is_there() {
     let entries = "node: no entries of pods/c1/eth0";
     assert_eq!(
         plan(true, false),
-        ["node: no link vethf842bfb2cb4", entries]
+        [
+            "node: vethf842bfb2cb4 down",
+            entries,
+            "node: no link vethf842bfb2cb4"
+        ]
     );
-    assert_eq!(plan(false, true), ["pod: no link eth0", entries]);
+    assert_eq!(plan(false, true), [entries, "pod: no link eth0"]);
     assert_eq!(plan(false, false), [entries]);
 }
 

@@ -219,6 +219,40 @@ fn a_restart_drops_nothing_and_a_node_that_leaves_is_forgotten() {
     });
 }
 
+/// Device, files and annotations are gone, as on a node that was installed anew: the others need not
+/// learn of another hardware address.
+#[test]
+fn a_node_that_lost_everything_has_the_hardware_addresses_of_before() {
+    let test = "a_node_that_lost_everything_has_the_hardware_addresses_of_before";
+    let Some(mut lab) = Lab::new(test, 2, true) else {
+        return;
+    };
+    let (a, b) = (lab.nodes[0].pod("a"), lab.nodes[1].pod("b"));
+    let told = lab.api.annotations("n1");
+    let macs = |lab: &Lab| {
+        ["seaway.1", "seaway-v6.1"].map(|name| {
+            let link = lab.nodes[0].kernel().link(name).unwrap();
+            link.unwrap().mac
+        })
+    };
+    let before = macs(&lab);
+    let node = &mut lab.nodes[0];
+    node.stop();
+    node.cleanup();
+    std::fs::remove_file(node.dir.path().join("subnet.env")).ok();
+    lab.api.change("n1", |node| {
+        node["metadata"]["annotations"] = serde_json::Value::Null
+    });
+    wait_until("the node to be left out", || lab.nodes[1].routes() == 0);
+    lab.nodes[0].start(&lab.api);
+    assert_eq!(macs(&lab), before);
+    wait_until("the other node", || lab.nodes[1].routes() == 2);
+    assert_eq!(lab.api.annotations("n1"), told);
+    for (address, source) in b.ips.iter().zip(&a.ips) {
+        assert_eq!(seen_as(&a.netns, &b.netns, *address), *source);
+    }
+}
+
 #[test]
 fn a_larger_underlay_makes_larger_packets() {
     let Some(lab) = Lab::new("a_larger_underlay_makes_larger_packets", 1, true) else {

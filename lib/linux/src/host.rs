@@ -19,6 +19,17 @@ use crate::route::{Route, RouteFilter};
 use crate::shape::TokenBucket;
 use crate::wireguard;
 
+/// What takes the place of what was there, of many of its kind.
+#[derive(Debug, Clone, Copy)]
+pub enum Replacement<'a> {
+    /// [`Host::replace_neigh`].
+    Neigh(&'a str, &'a Neigh),
+    /// [`Host::replace_fdb`].
+    Fdb(&'a str, &'a FdbEntry),
+    /// [`Host::replace_route`].
+    Route(&'a Route),
+}
+
 /// One network namespace. Every function is one request to the kernel, or one list.
 pub trait Host {
     /// The namespace, for requests of another host that move or make a link in it.
@@ -253,6 +264,12 @@ pub trait Host {
     /// # Errors
     /// As [`Host::tx_checksum`].
     fn set_tx_checksum(&mut self, link: &str, on: bool) -> Result<()>;
+
+    /// Makes many replacements in order, with few requests. Gives the positions of those that are not
+    /// made: all, for a host that makes them one by one only. Why, the single function tells.
+    fn replace_many(&mut self, entries: &[Replacement<'_>]) -> Vec<usize> {
+        (0..entries.len()).collect()
+    }
 
     /// Adds an address unless it is there; true when it was added.
     ///

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::ethtool;
 use crate::far_end;
 use crate::fdb::{self, FdbEntry};
-use crate::host::Host;
+use crate::host::{Host, Replacement};
 use crate::link::{self, Link, LinkChange, NewBridge, NewVeth, NewVxlan, PortVlan};
 use crate::mac::Mac;
 use crate::neigh::{self, Neigh};
@@ -23,6 +23,8 @@ use crate::route::{self, Kind, Route, RouteFilter};
 use crate::shape::{self, TokenBucket};
 use crate::sysctl;
 use crate::wireguard::{self, WireGuard};
+
+mod many;
 
 /// The release of the running kernel (`uname -r`); empty if it does not tell.
 pub fn release() -> String {
@@ -259,12 +261,8 @@ impl Kernel {
     fn change_fdb(&mut self, verb: &str, link: &str, entry: &FdbEntry, flags: u16) -> Result<()> {
         self.with_index(link, |netlink, index| {
             let message = M::NewNeighbour(fdb::message(index, entry));
-            let mac = entry.mac;
-            netlink.change(
-                format_args!("{verb} forwarding entry {mac} on {link}"),
-                message,
-                NLM_F_CREATE | flags,
-            )
+            let op = format_args!("{verb} forwarding entry {} on {link}", entry.mac);
+            netlink.change(op, message, NLM_F_CREATE | flags)
         })
     }
 }
@@ -284,16 +282,18 @@ impl Host for Kernel {
     fn links(&mut self) -> Result<Vec<Link>> {
         let message = M::GetLink(link::get(None, None));
         let messages = self.netlink.dump(format_args!("list links"), &message)?;
-        let links: Vec<Link> = messages.iter().filter_map(as_link).collect();
-        self.names = links
-            .iter()
-            .map(|link| (link.index, link.name.clone()))
-            .collect();
+        let links: Vec<_> = messages.iter().filter_map(as_link).collect();
+        let known = links.iter().map(|link| (link.index, link.name.clone()));
+        self.names = known.collect();
         Ok(links)
     }
 
     fn link(&mut self, name: &str) -> Result<Option<Link>> {
         self.get_link(None, Some(name))
+    }
+
+    fn replace_many(&mut self, entries: &[Replacement<'_>]) -> Vec<usize> {
+        self.make_many(entries)
     }
 
     fn add_bridge(&mut self, new: &NewBridge) -> Result<()> {

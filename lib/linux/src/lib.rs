@@ -36,7 +36,7 @@ pub mod sysctl;
 pub mod wireguard;
 
 pub use error::{Error, Result};
-pub use host::Host;
+pub use host::{Host, Replacement};
 pub use kernel::Kernel;
 pub use mac::Mac;
 pub use netns::{NetNs, NsRef};

@@ -18,6 +18,8 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use crate::error::{Error, Result};
 use crate::netns::NetNs;
 
+mod many;
+
 /// How long an answer may take. The kernel answers within microseconds unless someone holds the
 /// RTNL lock, as the deletion of many links does for some tens of milliseconds each.
 const ANSWER_SECONDS_MAX: i64 = 30;
@@ -207,13 +209,23 @@ impl Netlink {
         Ok(())
     }
 
-    /// Receives one datagram into the buffer and takes it apart.
+    /// Receives one datagram and takes it apart.
     fn receive(&mut self, op: fmt::Arguments<'_>) -> Result<Vec<Answer>> {
+        self.fill(op)?;
+        let mut answers = Vec::new();
+        for bytes in Datagram(&self.buffer) {
+            answers.push(self.answer(op, bytes));
+        }
+        Ok(answers)
+    }
+
+    /// Receives one datagram into the buffer.
+    fn fill(&mut self, op: fmt::Arguments<'_>) -> Result<()> {
         self.buffer.clear();
         self.buffer.reserve(RECEIVE_BYTES);
         loop {
             match self.socket.recv(&mut self.buffer, 0) {
-                Ok(_) => break,
+                Ok(_) => return Ok(()),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     let late = io::Error::from_raw_os_error(libc::ETIMEDOUT);
@@ -222,11 +234,6 @@ impl Netlink {
                 Err(e) => return Err(Error::new(op.to_string(), e).with_detail("receiving")),
             }
         }
-        let mut answers = Vec::new();
-        for bytes in Datagram(&self.buffer) {
-            answers.push(self.answer(op, bytes));
-        }
-        Ok(answers)
     }
 
     /// Whether any message in the buffer carries the mark of an interrupted dump.

@@ -15,7 +15,7 @@ use linux::link::{LinkChange, NewBridge, NewVeth, NewVxlan};
 use linux::neigh::Neigh;
 use linux::netlink::{Group, Monitor};
 use linux::route::{Kind, PROTOCOL_SEAWAY, Route, RouteFilter};
-use linux::{Host, Kernel, Mac, NetNs};
+use linux::{Host, Kernel, Mac, NetNs, Replacement};
 
 /// A door to a new namespace, or `None` (said aloud) without the rights.
 fn netns(test: &str) -> Option<Kernel> {
@@ -256,6 +256,60 @@ fn vxlan_with_neighbours_and_forwarding() {
         assert!(pod.fdb(name).unwrap().is_empty() && pod.neighs(name).unwrap().is_empty());
         assert!(pod.del_fdb(name, &entry).unwrap_err().is_not_found());
     }
+}
+
+/// More than go into one message, some of which the kernel refuses.
+#[test]
+fn many_replacements_are_made_at_once() {
+    let test = "many_replacements_are_made_at_once";
+    let (Some(mut node), Some(mut pod)) = (netns(test), netns(test)) else {
+        return;
+    };
+    wire(&mut node, &mut pod);
+    pod.add_addr("eth0", &Addr::new("10.1.0.2/24".parse().unwrap()))
+        .unwrap();
+    let neighs: Vec<Neigh> = (1..=250)
+        .map(|i| Neigh::permanent([10, 1, 0, i].into(), mac(i)))
+        .collect();
+    let route = |i: u8, via: &str| {
+        let dst = format!("10.{i}.0.0/16").parse().unwrap();
+        Route::to(dst).via(ip(via)).dev("eth0")
+    };
+    // Nobody leads to the gateway of every tenth.
+    let routes: Vec<Route> = (10..250)
+        .map(|i| {
+            route(
+                i,
+                if i % 10 == 0 {
+                    "172.20.0.1"
+                } else {
+                    "10.1.0.1"
+                },
+            )
+        })
+        .collect();
+    let mut all: Vec<Replacement<'_>> = Vec::new();
+    all.extend(neighs.iter().map(|neigh| Replacement::Neigh("eth0", neigh)));
+    all.extend(routes.iter().map(Replacement::Route));
+    for _ in 0..2 {
+        let refused = pod.replace_many(&all);
+        let expect: Vec<usize> = (250..490).step_by(10).collect();
+        assert_eq!(refused, expect);
+        let there = pod.neighs("eth0").unwrap();
+        assert!(neighs.iter().all(|neigh| there.contains(neigh)));
+        let ours = RouteFilter {
+            ipv6: Some(false),
+            protocol: Some(PROTOCOL_SEAWAY),
+            ..RouteFilter::default()
+        };
+        assert_eq!(pod.routes(&ours).unwrap().len(), 216);
+    }
+    assert_eq!(pod.replace_many(&[]), [0; 0]);
+    // Without the link, nothing is made: the single function tells why.
+    node.delete_link("veth1").unwrap();
+    assert_eq!(pod.replace_many(&all[..3]), [0, 1, 2]);
+    let error = pod.replace_neigh("eth0", &neighs[0]).unwrap_err();
+    assert!(error.is_not_found(), "{error}");
 }
 
 #[test]

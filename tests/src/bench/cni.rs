@@ -1,11 +1,11 @@
-//! `bench cni`: ADD and DEL of one pod by the real plugin, beside the same netlink messages alone
-//! and, where Debian's reference plugins are installed, beside them.
+//! `bench cni`: ADD and DEL of one pod by the real plugin and, where Debian's are installed, by the
+//! reference plugins, in turns with the same netlink messages alone.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use linux::addr::Addr;
 use linux::exec::Exec;
 use linux::link::{LinkChange, NewBridge, NewVeth};
@@ -14,7 +14,7 @@ use linux::{Host, Kernel, Mac, NetNs};
 use serde_json::{Value, json};
 
 use super::{Figure, ms};
-use crate::bin_dir;
+use crate::program;
 
 /// Pods one after the other.
 const SEQUENTIAL: usize = 50;
@@ -22,6 +22,9 @@ const SEQUENTIAL: usize = 50;
 const PARALLEL: (usize, usize) = (100, 8);
 /// Debian's package `containernetworking-plugins`.
 const REFERENCE_DIR: &str = "/usr/lib/cni";
+
+/// The bridge of the bare messages.
+const FLOOR_BRIDGE: &str = "floor0";
 
 /// Whose plugins, and how much they do.
 struct Kind {
@@ -104,13 +107,8 @@ impl Lab {
             if !previous.is_null() {
                 conf["prevResult"] = previous;
             }
-            let exec = Exec::new(&plugin)
-                .env("CNI_COMMAND", verb)
-                .env("CNI_CONTAINERID", format!("pod{pod}"))
-                .env("CNI_NETNS", &self.pods[pod])
-                .env("CNI_IFNAME", "eth0")
-                .env("CNI_PATH", &kind.dir)
-                .stdin(conf.to_string());
+            let exec = Exec::new(&plugin).stdin(conf.to_string());
+            let exec = call_env(exec, kind, verb, pod, &self.pods[pod]);
             let output = self.node.run(|| exec.output())??;
             if !output.status.success() {
                 bail!(
@@ -122,15 +120,6 @@ impl Lab {
             previous = serde_json::from_str(&output.text()).unwrap_or(Value::Null);
         }
         Ok(ms(start.elapsed()))
-    }
-
-    fn sequential(&self, kind: &Kind) -> Result<(Vec<f64>, Vec<f64>)> {
-        let all = |verb: &str| -> Result<Vec<f64>> {
-            (0..SEQUENTIAL)
-                .map(|pod| self.call(kind, verb, pod))
-                .collect()
-        };
-        Ok((all("ADD")?, all("DEL")?))
     }
 
     /// All pods, some at a time; seconds until the last is done.
@@ -163,53 +152,78 @@ impl Lab {
         Ok(took)
     }
 
-    /// The messages of an ADD, and the deletion, by bare netlink.
-    fn floor(&self) -> Result<(Vec<f64>, Vec<f64>)> {
+    /// The messages of an ADD, and the deletion, by bare netlink; milliseconds of each.
+    fn floor(&self, node: &mut Kernel, pod: usize) -> Result<(f64, f64)> {
+        let netns = NetNs::open(&self.pods[pod])?;
+        let start = Instant::now();
+        node.add_veth(&NewVeth {
+            name: "floor1".into(),
+            mac: None,
+            mtu: Some(1450),
+            master: Some(FLOOR_BRIDGE.into()),
+            peer_name: "eth0".into(),
+            peer_mac: None,
+            peer_netns: Some(netns.reference()),
+        })?;
+        let port = LinkChange {
+            hairpin: Some(true),
+            ..LinkChange::up()
+        };
+        node.set_link("floor1", &port)?;
+        let mut inside = Kernel::open_in(netns)?;
+        inside.add_addr("eth0", &Addr::new("10.98.0.2/20".parse()?))?;
+        inside.set_link("eth0", &LinkChange::up())?;
+        let route = Route::to("0.0.0.0/0".parse()?).via("10.98.0.1".parse()?);
+        inside.add_route(&route.dev("eth0"))?;
+        let added = ms(start.elapsed());
+        let start = Instant::now();
+        node.delete_link("floor1")?;
+        Ok((added, ms(start.elapsed())))
+    }
+
+    /// The bridge of the bare messages.
+    fn make_bridge(&self) -> Result<()> {
         let mut node = Kernel::open_in(NetNs::open(self.node.path())?)?;
-        let name = "floor0".to_owned();
-        let mac = Some(Mac::local([1, 2, 3, 4, 5]));
         node.add_bridge(&NewBridge {
-            name: name.clone(),
-            mac,
+            name: FLOOR_BRIDGE.into(),
+            mac: Some(Mac::local([1, 2, 3, 4, 5])),
             mtu: None,
         })?;
-        node.set_link(&name, &LinkChange::up())?;
-        let (mut adds, mut dels) = (Vec::new(), Vec::new());
-        for pod in 0..SEQUENTIAL {
-            let netns = NetNs::open(&self.pods[pod])?;
-            let start = Instant::now();
-            node.add_veth(&NewVeth {
-                name: "floor1".into(),
-                mac: None,
-                mtu: Some(1450),
-                master: Some(name.clone()),
-                peer_name: "eth0".into(),
-                peer_mac: None,
-                peer_netns: Some(netns.reference()),
-            })?;
-            node.set_link(
-                "floor1",
-                &LinkChange {
-                    hairpin: Some(true),
-                    ..LinkChange::up()
-                },
-            )?;
-            let mut inside = Kernel::open_in(netns)?;
-            inside.add_addr("eth0", &Addr::new("10.98.0.2/20".parse()?))?;
-            inside.set_link("eth0", &LinkChange::up())?;
-            inside.add_route(
-                &Route::to("0.0.0.0/0".parse()?)
-                    .via("10.98.0.1".parse()?)
-                    .dev("eth0"),
-            )?;
-            adds.push(ms(start.elapsed()));
-            let start = Instant::now();
-            node.delete_link("floor1")?;
-            dels.push(ms(start.elapsed()));
-        }
-        node.delete_link(&name)?;
-        Ok((adds, dels))
+        node.set_link(FLOOR_BRIDGE, &LinkChange::up())?;
+        Ok(())
     }
+
+    /// The most memory that the plugin has at any time of an ADD, in megabytes: asked when it is about to
+    /// write its result into a pipe that is full.
+    fn resident(&self, kind: &Kind, pod: usize) -> Result<f64> {
+        let (plugin, conf) = self.chain(kind, pod).swap_remove(0);
+        let (file, pipe) = (self.dir.join("conf"), self.dir.join("pipe"));
+        std::fs::write(&file, conf.to_string())?;
+        let script = r#"mkfifo "$2"; exec 9<>"$2"; head -c 65536 /dev/zero >&9
+            "$0" <"$1" >&9 &
+            until grep -q '^1 0x1 ' /proc/$!/syscall; do sleep 0.01; done
+            sed -n 's/^VmHWM:[^0-9]*\([0-9]*\) kB/\1/p' /proc/$!/status
+            head -c 65536 <&9 >/dev/null; wait"#;
+        let exec = Exec::new("sh")
+            .args(["-c", script])
+            .arg(&plugin)
+            .arg(&file)
+            .arg(&pipe);
+        let exec = call_env(exec, kind, "ADD", pod, &self.pods[pod]);
+        let text = self.node.run(|| exec.run())??.text();
+        let kilobytes: u32 = text.trim().parse().context("VmHWM")?;
+        self.call(kind, "DEL", pod)?;
+        Ok(f64::from(kilobytes) / 1024.0)
+    }
+}
+
+/// What a runtime tells a plugin of the pod.
+fn call_env(exec: Exec, kind: &Kind, verb: &str, pod: usize, netns: &Path) -> Exec {
+    exec.env("CNI_COMMAND", verb)
+        .env("CNI_CONTAINERID", format!("pod{pod}"))
+        .env("CNI_NETNS", netns)
+        .env("CNI_IFNAME", "eth0")
+        .env("CNI_PATH", &kind.dir)
 }
 
 impl Drop for Lab {
@@ -225,50 +239,98 @@ impl Drop for Lab {
     }
 }
 
+impl Kind {
+    /// Ours, and the reference plugins where they are.
+    fn all(full: bool) -> Result<Vec<Self>> {
+        let own = program("seaway-cni")?;
+        let reference = PathBuf::from(REFERENCE_DIR);
+        let mut all = vec![Self {
+            reference: false,
+            full,
+            dir: own.parent().context("a folder")?.to_owned(),
+        }];
+        if reference.join("bridge").is_file() {
+            all.push(Self {
+                reference: true,
+                full,
+                dir: reference,
+            });
+        }
+        Ok(all)
+    }
+
+    fn figure(&self, what: &str) -> String {
+        let whose = if self.reference { "reference." } else { "" };
+        let full = if self.full { "full." } else { "" };
+        format!("cni.{whose}{full}{what}")
+    }
+
+    fn note(&self) -> &'static str {
+        match (self.reference, self.full) {
+            (false, false) => "seaway-cni, start of the program included",
+            (false, true) => "seaway-cni with masquerade and a host port",
+            (true, false) => "reference plugins bridge + host-local",
+            (true, true) => "reference plugins bridge with masquerade + host-local + portmap",
+        }
+    }
+}
+
+/// ADD and DEL of one kind of plugins, in milliseconds.
+#[derive(Default)]
+struct Times {
+    add: Vec<f64>,
+    del: Vec<f64>,
+}
+
+/// All figures of one kind of plugins, in turns with the bare messages. The kinds come one after the other:
+/// what the kernel does later for the one would be the other's.
+fn measured(kind: &Kind, floor: &Lab) -> Result<Vec<Figure>> {
+    let whose = if kind.reference { "reference" } else { "own" };
+    let lab = Lab::new(&format!("{whose}{}", kind.full), PARALLEL.0)?;
+    let mut bare = Kernel::open_in(NetNs::open(floor.node.path())?)?;
+    let (mut times, mut floors) = (Times::default(), Times::default());
+    for verb in ["ADD", "DEL"] {
+        for pod in 0..SEQUENTIAL {
+            let (add, del) = floor.floor(&mut bare, pod)?;
+            floors.add.push(add);
+            floors.del.push(del);
+            let took = lab.call(kind, verb, pod)?;
+            if verb == "ADD" {
+                times.add.push(took);
+            } else {
+                times.del.push(took);
+            }
+        }
+    }
+    let figure = |what: &str, unit, samples: &[f64]| {
+        Figure::of(&kind.figure(what), unit, samples, kind.note())
+    };
+    let all = lab.parallel(kind)?;
+    let mut figures = vec![
+        figure("add_ms", "ms", &times.add).floor(&floors.add),
+        figure("del_ms", "ms", &times.del).floor(&floors.del),
+        figure("add100x8_s", "s", &[all]).size(PARALLEL.0),
+    ];
+    if !kind.reference {
+        figures.push(figure("resident_mb", "MB", &[lab.resident(kind, 0)?]));
+    }
+    Ok(figures)
+}
+
 /// All figures of the CNI plugin.
 ///
 /// # Errors
 /// The plugin fails, or the kernel refuses something.
 pub fn run() -> Result<Vec<Figure>> {
-    let own = bin_dir()?;
-    let lab = Lab::new("floor", SEQUENTIAL)?;
-    let (floor_add, floor_del) = lab.floor()?;
-    drop(lab);
-    let size = std::fs::metadata(own.join("seaway-cni"))?.len();
+    let size = std::fs::metadata(program("seaway-cni")?)?.len();
     let megabytes = f64::from(u32::try_from(size / 1000).unwrap_or(u32::MAX)) / 1000.0;
     let note = "as built for this run";
     let mut figures = vec![Figure::of("cni.binary_mb", "MB", &[megabytes], note)];
-    let reference = PathBuf::from(REFERENCE_DIR);
+    let floor = Lab::new("floor", SEQUENTIAL)?;
+    floor.make_bridge()?;
     for full in [false, true] {
-        for (reference, dir) in [(false, &own), (true, &reference)] {
-            let name = if reference { "bridge" } else { "seaway-cni" };
-            if !dir.join(name).is_file() {
-                continue;
-            }
-            let kind = Kind {
-                reference,
-                full,
-                dir: dir.clone(),
-            };
-            let whose = if reference { "reference." } else { "" };
-            let what = if full { "full." } else { "" };
-            let lab = Lab::new(&format!("{name}{full}"), PARALLEL.0)?;
-            let (add, del) = lab.sequential(&kind)?;
-            let all = lab.parallel(&kind)?;
-            let note = match (reference, full) {
-                (false, false) => "seaway-cni, exec included",
-                (false, true) => "seaway-cni with masquerade and a host port",
-                (true, false) => "reference plugins bridge + host-local",
-                (true, true) => "reference plugins bridge with masquerade + host-local + portmap",
-            };
-            let figure = |verb: &str, times: &[f64], floor: &[f64]| {
-                let name = format!("cni.{whose}{what}{verb}_ms");
-                Figure::of(&name, "ms", times, note).floor(floor)
-            };
-            figures.push(figure("add", &add, &floor_add));
-            figures.push(figure("del", &del, &floor_del));
-            let name = format!("cni.{whose}{what}add100x8_s");
-            figures.push(Figure::of(&name, "s", &[all], note).size(PARALLEL.0));
+        for kind in Kind::all(full)? {
+            figures.extend(measured(&kind, &floor)?);
         }
     }
     Ok(figures)

@@ -24,7 +24,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use super::{Figure, ms};
-use crate::bin_dir;
+use crate::program;
 
 const NODES: &str = "/api/v1/nodes";
 
@@ -36,8 +36,8 @@ const CHANGES: u16 = 100;
 const BREAKS: usize = 30;
 
 /// Streams of each kind, and how long one lasts.
-const STREAMS: usize = 6;
-const STREAM: Duration = Duration::from_secs(1);
+const STREAMS: usize = 60;
+const STREAM: Duration = Duration::from_millis(400);
 
 /// Nothing here takes longer.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -97,7 +97,7 @@ impl Lab {
             "10.0.0.0/8",
         ];
         let daemon = Daemon {
-            program: bin_dir()?.join("overlay"),
+            program: program("overlay")?,
             args: args.iter().chain(more).map(Into::into).collect(),
             env: vec![("NOTIFY_SOCKET".into(), socket.into())],
             netns: Some(space.to_owned()),
@@ -261,6 +261,33 @@ fn until(what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<f64> {
     Ok(ms(start.elapsed()))
 }
 
+/// Someone deletes the device: from the kernel's first word of it until the last node's route is back,
+/// which comes after everything else. The kernel answers whoever deletes a device long after the device
+/// is gone, so the clock does not wait for the answer.
+fn without_device(
+    path: &Path,
+    host: &mut Kernel,
+    there: impl Fn(&mut Kernel) -> Result<bool>,
+) -> Result<f64> {
+    let mut other = Kernel::open_in(NetNs::open(path)?)?;
+    let index = |host: &mut Kernel| -> Result<Option<u32>> {
+        Ok(host.link("seaway.1")?.map(|link| link.index))
+    };
+    let before = index(host)?;
+    let monitor = Monitor::open_in(&NetNs::open(path)?, &[Group::Link])?;
+    let deleted = thread::spawn(move || other.delete_link("seaway.1"));
+    heard(&monitor)?;
+    let took = until("the device", || {
+        let now = index(host)?;
+        Ok(now.is_some() && now != before && there(host)?)
+    })?;
+    let Ok(result) = deleted.join() else {
+        bail!("the thread broke");
+    };
+    result?;
+    Ok(took)
+}
+
 /// Start, changes of one node, and repairs, with `others` other nodes.
 fn with_nodes(others: u16) -> Result<Vec<Figure>> {
     let mut lab = Lab::new(&format!("floor{others}"))?;
@@ -297,8 +324,11 @@ fn with_nodes(others: u16) -> Result<Vec<Figure>> {
         routes.push(until("the route", || by_device(&mut host))?);
     }
     for _ in 0..BREAKS.min(10) {
-        host.delete_link("seaway.1")?;
-        devices.push(until("the device", || by_device(&mut host))?);
+        devices.push(without_device(&path, &mut host, by_device)?);
+        let entries = host.fdb("seaway.1")?.len();
+        if entries != usize::from(others) {
+            bail!("{entries} forwarding entries came back");
+        }
     }
     let n = usize::from(others);
     let figure = |name: &str, unit, samples: &[f64], note: &str| {
@@ -330,7 +360,7 @@ fn with_nodes(others: u16) -> Result<Vec<Figure>> {
             "repair_device_ms",
             "ms",
             &devices,
-            "someone deletes the device, all entries back",
+            "someone deletes the device: first word of it until the last entry is back",
         ),
         figure("resident_mb", "MB", &[resident], "after the start"),
     ])
@@ -402,13 +432,20 @@ fn throughput() -> Result<Vec<Figure>> {
     }
     let (from, to) = (&nodes[0].2, &nodes[1].2);
     let (mut ours, mut hands) = (Vec::new(), Vec::new());
-    for _ in 0..STREAMS {
-        ours.push(stream(from, to, "10.1.2.2".parse()?)?);
-        hands.push(stream(from, to, "10.2.2.2".parse()?)?);
+    let targets = ["10.1.2.2".parse()?, "10.2.2.2".parse()?];
+    for round in 0..STREAMS {
+        // Each is first as often as the other.
+        for which in [round % 2, 1 - round % 2] {
+            let speed = stream(from, to, targets[which])?;
+            [&mut ours, &mut hands][which].push(speed);
+        }
     }
+    let shares: Vec<f64> = ours.iter().zip(&hands).map(|(o, h)| o / h).collect();
     let note = "one TCP stream, pod to pod; floor: a VXLAN device made by hand, in turns";
+    let pairs = "the same, as a share of the hand-made device's, pair by pair";
     Ok(vec![
         Figure::of("overlay.stream_gbit", "Gb/s", &ours, note).floor(&hands),
+        Figure::of("overlay.stream_share", "", &shares, pairs),
     ])
 }
 

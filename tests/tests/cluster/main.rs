@@ -31,6 +31,7 @@ const STEPS: &[Step<Cluster>] = &[
     ("a pod that cannot start says why", pods::broken_pods),
     ("get svc and endpointslices", services::get_services),
     ("a dual-stack service", services::dual_stack),
+    ("a host port", services::host_port),
     ("names from a pod", services::names),
     ("apply, apply again, delete -f", objects::apply_and_delete),
     ("get -w", objects::watch),

@@ -1,8 +1,12 @@
 //! Services through kubectl and from pods.
 
 use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use linux::NetNs;
 use seaway_tests::cluster::Cluster;
 use seaway_tests::wait_until;
 
@@ -90,5 +94,87 @@ pub(crate) fn names(cluster: &Cluster) -> Result<()> {
         "a name that is not there resolved: {}",
         nothing.text()
     );
+    Ok(())
+}
+
+const HOST_PORT: u16 = 18_080;
+
+const HOST_PORT_POD: &str = "
+apiVersion: v1
+kind: Pod
+metadata: { name: at-a-host-port }
+spec:
+  nodeName: node-2
+  terminationGracePeriodSeconds: 0
+  containers:
+    - name: a
+      image: seaway.local/sample:1
+      ports: [{ containerPort: 8080, hostPort: 18080 }]
+";
+
+/// What the sample's page answers at `target`, asked from the calling thread's network namespace.
+fn whoami(target: SocketAddr) -> Result<String> {
+    let patience = Duration::from_secs(5);
+    let mut stream = TcpStream::connect_timeout(&target, patience)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.write_all(b"GET /cgi-bin/whoami HTTP/1.0\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// A pod's hostPort, asked from outside the nodes, from its node and from another one, from a pod and from
+/// itself; gone with the pod.
+pub(crate) fn host_port(cluster: &Cluster) -> Result<()> {
+    cluster.apply(HOST_PORT_POD)?;
+    let pod = wait_until("the pod to run", POD_TIMEOUT, || {
+        let pod = cluster.get(&["pod", "at-a-host-port"])?;
+        ensure!(pod["status"]["phase"] == "Running", "{}", pod["status"]);
+        Ok(pod)
+    })?;
+    let ips = pod["status"]["hostIPs"].as_array().context("hostIPs")?;
+    let ips: Vec<IpAddr> = ips
+        .iter()
+        .filter_map(|ip| ip["ip"].as_str()?.parse().ok())
+        .collect();
+    ensure!(ips.len() == 2, "the node has {ips:?}");
+    let node = |name: &str| NetNs::open(cluster.dir().join("nodes").join(name).join("netns/self"));
+    let (own, other) = (node("node-2")?, node("node-1")?);
+    let served = |what: &str, ask: &dyn Fn() -> Result<String>| {
+        wait_until(what, POD_TIMEOUT, || {
+            let text = ask()?;
+            ensure!(text.contains("at-a-host-port"), "{what}: {text}");
+            Ok(())
+        })
+    };
+    for ip in &ips {
+        let target = SocketAddr::new(*ip, HOST_PORT);
+        served("the host port from outside", &|| whoami(target))?;
+        served("the host port from its node", &|| {
+            own.run(|| whoami(target))?
+        })?;
+        served("the host port from another node", &|| {
+            other.run(|| whoami(target))?
+        })?;
+        let url = format!("http://{target}/cgi-bin/whoami");
+        for asker in ["client", "at-a-host-port"] {
+            let exec = ["exec", asker, "--", "timeout", "5", "wget", "-qO-", &url];
+            served(&format!("the host port from pod {asker}"), &|| {
+                cluster.kubectl(&exec)
+            })?;
+        }
+    }
+    let loopback = SocketAddr::from(([127, 0, 0, 1], HOST_PORT));
+    served("the host port at 127.0.0.1", &|| {
+        own.run(|| whoami(loopback))?
+    })?;
+    cluster.kubectl(&["delete", "pod", "at-a-host-port"])?;
+    for ip in ips {
+        wait_until("the host port to go", POD_TIMEOUT, || {
+            let answer = whoami(SocketAddr::new(ip, HOST_PORT));
+            ensure!(answer.is_err(), "{ip} still answers");
+            Ok(())
+        })?;
+    }
     Ok(())
 }

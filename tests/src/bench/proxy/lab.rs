@@ -162,7 +162,7 @@ impl Lab {
         ]
         .map(Into::into);
         let daemon = Daemon {
-            program: crate::bin_dir()?.join("proxy"),
+            program: crate::program("proxy")?,
             args: args.to_vec(),
             netns: Some(self.dir.join("node")),
             log: Some(self.dir.join("log")),
