@@ -138,11 +138,11 @@ pub struct Store {
     node: NodeView,
     facts: NodeFacts,
     policies: BTreeMap<Family, Policy>,
-    services: Listed<Key, Vec<ServicePort>>,
+    services: Listed<Key, Box<[ServicePort]>>,
     slices: Listed<Key, OwnedSlice>,
     service_cidrs: Listed<Key, Vec<IpNetwork>>,
-    /// Slices by service.
-    members: BTreeMap<ServiceName, BTreeSet<Arc<str>>>,
+    /// Names of slices by service, sorted.
+    members: BTreeMap<ServiceName, Vec<Arc<str>>>,
     claims: Claims,
     dirty: BTreeSet<ServiceName>,
     problems: BTreeMap<Place, Vec<Problem>>,
@@ -263,12 +263,12 @@ impl Store {
             }
             let parsed = service::parse(&service);
             self.note(Place::Service(key.clone()), parsed.problems);
-            (key, Some(parsed.ports))
+            (key, Some(parsed.ports.into()))
         });
         for (key, before) in self.services.apply(event) {
             let before = before.unwrap_or_default();
             let after = self.services.current.get(&key);
-            let ports = after.map_or(&[][..], Vec::as_slice);
+            let ports = after.map_or(&[][..], AsRef::as_ref);
             self.dirty.extend(self.claims.replace(&before, ports));
             let both = before.first().into_iter().chain(ports.first());
             let families: BTreeSet<Family> = both
@@ -326,7 +326,7 @@ impl Store {
                     name: before.service,
                 };
                 if let Some(members) = self.members.get_mut(&service) {
-                    members.remove(&name);
+                    members.retain(|member| *member != name);
                     if members.is_empty() {
                         self.members.remove(&service);
                     }
@@ -338,10 +338,11 @@ impl Store {
                     namespace,
                     name: owned.service.clone(),
                 };
-                self.members
-                    .entry(service.clone())
-                    .or_default()
-                    .insert(name);
+                let members = self.members.entry(service.clone()).or_default();
+                if let Err(place) = members.binary_search(&name) {
+                    members.reserve_exact(1);
+                    members.insert(place, name);
+                }
                 self.dirty.insert(service);
             }
         }
@@ -428,7 +429,7 @@ impl Store {
             .services
             .current
             .get(&key)
-            .map_or(&[][..], Vec::as_slice);
+            .map_or(&[][..], AsRef::as_ref);
         let policy = self.policies.get(&family).copied().unwrap_or_default();
         let mut decided: BTreeMap<&PortName, Decision> = BTreeMap::new();
         let mut lost = Vec::new();
@@ -479,7 +480,7 @@ impl Store {
     pub fn local_ready(&self, service: &ServiceName, family: Family) -> usize {
         let slices = self.slices_of(service);
         let of_family = slices.filter(|slice| slice.family == family);
-        let endpoints = of_family.flat_map(|slice| &slice.endpoints);
+        let endpoints = of_family.flat_map(|slice| slice.endpoints.iter());
         let ready = endpoints.filter(|e| e.local && e.ready && !e.terminating);
         ready.map(|e| e.ip).collect::<BTreeSet<_>>().len()
     }

@@ -86,6 +86,8 @@ pub struct Engine {
     changed_flows: BTreeMap<Family, Changed>,
     no_local: BTreeMap<Family, NoLocal>,
     arrivals: Arrivals,
+    /// When everything was listed for the first time, until it is in the kernel.
+    listed: Option<Instant>,
     alarm: Alarm,
 }
 
@@ -112,6 +114,7 @@ impl Engine {
             changed_flows: BTreeMap::new(),
             no_local: BTreeMap::new(),
             arrivals: Arrivals::default(),
+            listed: None,
             alarm: Alarm::default(),
         }
     }
@@ -232,6 +235,9 @@ impl Engine {
             self.health.node_goes(self.store.facts().goes);
             self.reconfigure();
         }
+        if !ready && self.store.ready() {
+            self.listed = Some(Instant::now());
+        }
         // The first sync comes when the lists are complete, even if they are empty.
         if self.store.is_dirty() || ready != self.store.ready() {
             if self.store.is_dirty() && ready {
@@ -306,7 +312,9 @@ impl Engine {
         self.arrivals.triggered(triggers);
         self.account(&changes);
         let mut ok = true;
+        let mut compared = false;
         for (family, full, result) in sync_planes(&mut self.planes, &changes) {
+            compared |= full;
             match result {
                 Ok((report, took)) => {
                     self.succeeded(family, changes.of(family).len(), report, took)
@@ -321,6 +329,10 @@ impl Engine {
         let ended = Instant::now();
         if ok {
             self.arrivals.committed(ended, &self.metrics);
+            if let Some(listed) = self.listed.take() {
+                let took = ended.saturating_duration_since(listed);
+                tracing::info!(?took, "all that was listed is programmed");
+            }
             self.clean();
             let snapshot = self.store.snapshot();
             self.metrics
@@ -329,6 +341,11 @@ impl Engine {
             if let Some(on_synced) = self.on_synced.take() {
                 on_synced();
             }
+        }
+        if compared {
+            // Comparing everything takes as much memory again as keeping it.
+            drop(changes);
+            linux::process::trim_memory();
         }
         self.pacer.synced(began, Instant::now(), ok);
     }

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a failed test panics")]
 
 mod cases;
+mod golden;
 mod stale_flows;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::exec::{Exec, which};
+use crate::nftables::{self, Nftables, TableRef};
 
 /// How long the programs wait for another one's lock.
 const LOCK_SECONDS: &str = "5";
@@ -192,6 +193,26 @@ impl Iptables {
         }
         let exec = Exec::new(&self.restore).args(["-w", LOCK_SECONDS, "--noflush", "--counters"]);
         exec.args(more).stdin(text).timeout(TIMEOUT).run().map(drop)
+    }
+
+    /// Takes these tables away where nothing is in them: chains go with `restore`, in nf_tables the
+    /// table stays. The old kind has its tables for ever.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn remove_empty_tables<'a>(&self, tables: impl IntoIterator<Item = &'a str>) -> Result<()> {
+        if self.backend == Backend::Legacy {
+            return Ok(());
+        }
+        let family = match self.family {
+            Family::V4 => nftables::Family::Ipv4,
+            Family::V6 => nftables::Family::Ipv6,
+        };
+        let mut nft = Nftables::open()?;
+        for table in tables {
+            nft.ensure_no_empty_table(&TableRef::new(family, table))?;
+        }
+        Ok(())
     }
 
     fn has_rules(&self) -> Result<bool> {

@@ -152,6 +152,17 @@ pub fn resident_bytes(pid: i32) -> Result<u64> {
         .ok_or_else(|| Error::other(format!("read {path}"), "no VmRSS line"))
 }
 
+/// Gives memory that is free inside this process back to the kernel, as far as the C library can:
+/// after something that took much for a short time. Some milliseconds.
+pub fn trim_memory() {
+    #[cfg(target_env = "gnu")]
+    {
+        // SAFETY: the call takes no pointers.
+        #[expect(unsafe_code, reason = "malloc_trim(3) has no safe interface")]
+        let _some_was_given = unsafe { libc::malloc_trim(0) };
+    }
+}
+
 /// Halts the machine at once, without asking anybody: for the first process of a guest.
 ///
 /// # Errors

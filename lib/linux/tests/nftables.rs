@@ -620,9 +620,15 @@ fn a_batch_is_all_or_nothing_and_its_error_names_the_object() {
     bench.commit(at(generation.id)).unwrap();
     assert_eq!(bench.nft.chains(&table).unwrap().len(), 1);
     assert!(bench.nft.has_table(&table).unwrap());
+    assert!(!bench.nft.ensure_no_empty_table(&table).unwrap());
     assert!(bench.nft.ensure_no_table(&table).unwrap());
     assert!(!bench.nft.ensure_no_table(&table).unwrap());
     assert!(!bench.nft.has_table(&table).unwrap());
+    bench
+        .commit(|batch, table| batch.add_table(table, None))
+        .unwrap();
+    assert!(bench.nft.ensure_no_empty_table(&table).unwrap());
+    assert!(!bench.nft.ensure_no_empty_table(&table).unwrap());
     assert_eq!(
         bench.nft("list ruleset".split(' ').collect::<Vec<_>>().as_slice()),
         ""

@@ -40,8 +40,8 @@ impl Mode {
     }
 }
 
-/// Takes away what any mode left in the kernel, whichever was used last: the one door to every
-/// mode's own cleaning up. A mode that this node cannot have has left nothing.
+/// Takes away what any mode left in the kernel, whichever was used last, and the UDP flows that it
+/// translated. A mode that this node cannot have has left nothing.
 ///
 /// # Errors
 /// The last of what could not be done; all else was done.
@@ -50,25 +50,57 @@ pub fn cleanup(
     ebpf: &Place,
     settings: impl Fn(Family) -> Settings,
 ) -> Result<()> {
-    // Removing pins needs nothing loaded.
-    let mut result = super::ebpf::apply::cleanup(ebpf);
-    for mode in Mode::ALL.into_iter().filter(|mode| *mode != Mode::Ebpf) {
-        if mode == Mode::Ipvs && !ipvs::is_there() {
-            continue;
+    clean(&Mode::ALL, clean_plane, of_ipvs, ebpf, settings)
+}
+
+/// Takes away what a process in another mode left behind; called when `mode` serves, which the flows
+/// go on with. What cannot be taken away is told, and is no reason to stop.
+pub fn remove_others(
+    mode: Mode,
+    of_ipvs: &ipvs::Options,
+    ebpf: &Place,
+    settings: impl Fn(Family) -> Settings,
+) {
+    let others: Vec<Mode> = Mode::ALL.into_iter().filter(|m| *m != mode).collect();
+    let each = |_, plane: &mut dyn Backend| Ok(plane.cleanup()?);
+    // What failed was told already.
+    drop(clean(&others, each, of_ipvs, ebpf, settings));
+}
+
+/// Cleans up after `modes`, each plane by `each`. What cannot be done is told.
+fn clean(
+    modes: &[Mode],
+    each: impl Fn(Family, &mut dyn Backend) -> Result<()>,
+    of_ipvs: &ipvs::Options,
+    ebpf: &Place,
+    settings: impl Fn(Family) -> Settings,
+) -> Result<()> {
+    let mut result = Ok(());
+    let mut done = |mode: Mode, cleaned: Result<()>| {
+        let left = || format!("what mode {} left behind stays", mode.name());
+        if let Err(error) = cleaned.with_context(left) {
+            tracing::warn!("{error:#}");
+            result = Err(error);
         }
-        let planes = match open_with(mode, of_ipvs, ebpf, &settings) {
-            Ok(planes) => planes,
-            Err(error) => {
-                tracing::debug!("mode {}: {error:#}", mode.name());
+    };
+    for mode in modes.iter().copied() {
+        match mode {
+            // Removing pins needs nothing loaded.
+            Mode::Ebpf => {
+                done(mode, super::ebpf::apply::cleanup(ebpf));
                 continue;
             }
-        };
-        for (family, mut plane) in planes {
-            let cleaned = clean_plane(family, plane.as_mut());
-            if let Err(error) = cleaned.with_context(|| format!("{} {family}", mode.name())) {
-                tracing::warn!("{error:#}");
-                result = Err(error);
+            Mode::Ipvs if !ipvs::is_there() => continue,
+            _ => {}
+        }
+        match open_with(mode, of_ipvs, ebpf, &settings) {
+            Ok(planes) => {
+                for (family, mut plane) in planes {
+                    let cleaned = each(family, plane.as_mut());
+                    done(mode, cleaned.with_context(|| family.to_string()));
+                }
             }
+            Err(error) => tracing::debug!("mode {}: {error:#}", mode.name()),
         }
     }
     result
@@ -174,36 +206,4 @@ fn missing(mode: Mode) -> String {
         "--mode {} does not work on this machine ({others})",
         mode.name()
     )
-}
-
-/// Takes away what a process in another mode left behind; called when this mode serves. What cannot
-/// be taken away is told, and is no reason to stop.
-pub fn remove_others(
-    mode: Mode,
-    of_ipvs: &ipvs::Options,
-    ebpf: &Place,
-    settings: impl Fn(Family) -> Settings,
-) {
-    if mode != Mode::Ebpf
-        && let Err(error) = super::ebpf::apply::cleanup(ebpf)
-    {
-        tracing::warn!("what mode ebpf left behind stays: {error:#}");
-    }
-    let mut others = Vec::new();
-    if mode != Mode::Iptables {
-        others.push((Mode::Iptables, open_iptables(&settings)));
-    }
-    if mode != Mode::Ipvs && ipvs::is_there() {
-        others.push((Mode::Ipvs, ipvs::open(of_ipvs, &settings)));
-    }
-    if mode != Mode::Nftables {
-        others.push((Mode::Nftables, open_nftables(&settings)));
-    }
-    for (other, planes) in others {
-        let clean = |(_, mut plane): (Family, Box<dyn Backend>)| Ok(plane.cleanup()?);
-        let cleaned = planes.and_then(|planes| planes.into_iter().try_for_each(clean));
-        if let Err(error) = cleaned {
-            tracing::warn!("what mode {} left behind stays: {error:#}", other.name());
-        }
-    }
 }

@@ -23,7 +23,7 @@ fn decision(endpoints: bool) -> Arc<Decision> {
         terminating: false,
         local: false,
         node_hint: Default::default(),
-        zones: Box::default(),
+        zones: Default::default(),
     };
     let all = [endpoint("10.240.0.4", true), endpoint("10.240.1.5", false)];
     let endpoints = if endpoints { &all[..] } else { &[] };

@@ -4,6 +4,7 @@
 //! The older service has it (by `creationTimestamp`, then by name), so that nobody takes away what
 //! another one serves, and the outcome does not depend on the order of events.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
@@ -36,20 +37,34 @@ impl fmt::Display for Claim {
 }
 
 /// One who wants it; the first has it.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Claimant {
     created: Arc<str>,
-    service: ServiceName,
     /// Place in the service's list.
     index: u16,
     port: PortName,
+}
+
+impl Ord for Claimant {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let by_age = self.created.cmp(&other.created);
+        by_age
+            .then_with(|| self.port.service.cmp(&other.port.service))
+            .then_with(|| self.index.cmp(&other.index))
+            .then_with(|| self.port.cmp(&other.port))
+    }
+}
+
+impl PartialOrd for Claimant {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 impl Claimant {
     fn new(port: &ServicePort) -> Self {
         Self {
             created: port.shared.created.clone(),
-            service: port.name.service.clone(),
             index: port.index,
             port: port.name.clone(),
         }
@@ -71,7 +86,7 @@ impl Claims {
             let claimant = Claimant::new(port);
             if let Some(claimants) = self.all.get_mut(&claim) {
                 claimants.retain(|known| *known != claimant);
-                shared.extend(claimants.iter().map(|other| other.service.clone()));
+                shared.extend(claimants.iter().map(|other| other.port.service.clone()));
                 if claimants.is_empty() {
                     self.all.remove(&claim);
                 }
@@ -79,9 +94,10 @@ impl Claims {
         }
         for (port, claim) in each(new) {
             let claimants = self.all.entry(claim).or_default();
-            shared.extend(claimants.iter().map(|other| other.service.clone()));
+            shared.extend(claimants.iter().map(|other| other.port.service.clone()));
             let claimant = Claimant::new(port);
             if let Err(place) = claimants.binary_search(&claimant) {
+                claimants.reserve_exact(1);
                 claimants.insert(place, claimant);
             }
         }

@@ -1,6 +1,6 @@
 //! Endpoint slices become endpoints of one service port: defaults, families, merging.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -21,6 +21,36 @@ pub enum NodeHint {
     Me,
 }
 
+/// Names of zones, sorted. Hardly any endpoint has some, and there are many endpoints: so it is one
+/// word, and nothing else where there is none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Zones(Option<Arc<ZoneNames>>);
+
+type ZoneNames = Box<[Arc<str>]>;
+
+impl Zones {
+    /// Whether no zone is named.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Whether this zone is named.
+    pub fn contains(&self, zone: &str) -> bool {
+        let names = self.0.iter().flat_map(|names| names.iter());
+        names.into_iter().any(|name| **name == *zone)
+    }
+}
+
+impl<'a> FromIterator<&'a str> for Zones {
+    fn from_iter<I: IntoIterator<Item = &'a str>>(names: I) -> Self {
+        let names: BTreeSet<&str> = names.into_iter().collect();
+        if names.is_empty() {
+            return Self(None);
+        }
+        Self(Some(Arc::new(names.into_iter().map(Into::into).collect())))
+    }
+}
+
 /// One endpoint of a slice; its port comes from the slice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SliceEndpoint {
@@ -36,8 +66,8 @@ pub struct SliceEndpoint {
     pub local: bool,
     /// Node hint.
     pub node_hint: NodeHint,
-    /// Zone hints, sorted.
-    pub zones: Box<[Arc<str>]>,
+    /// Zone hints.
+    pub zones: Zones,
 }
 
 /// What the proxy keeps of an EndpointSlice.
@@ -46,9 +76,9 @@ pub struct Slice {
     /// Family of all endpoints.
     pub family: Family,
     /// Ports of each endpoint.
-    pub ports: Vec<(Arc<str>, Protocol, u16)>,
+    pub ports: Box<[(Arc<str>, Protocol, u16)]>,
     /// Endpoints.
-    pub endpoints: Vec<SliceEndpoint>,
+    pub endpoints: Box<[SliceEndpoint]>,
 }
 
 /// An endpoint of one service port.
@@ -68,8 +98,8 @@ pub struct Endpoint {
     pub local: bool,
     /// Node hint.
     pub node_hint: NodeHint,
-    /// Zone hints, sorted.
-    pub zones: Box<[Arc<str>]>,
+    /// Zone hints.
+    pub zones: Zones,
 }
 
 /// Reads a slice as node `node` sees it; `None` for addresses that are names.
@@ -116,7 +146,7 @@ pub fn parse(slice: &EndpointSlice, node: &str) -> (Option<Slice>, Vec<Problem>)
             ),
         }
     }
-    let mut endpoints = Vec::new();
+    let mut endpoints = Vec::with_capacity(slice.endpoints.len());
     for (i, endpoint) in slice.endpoints.iter().enumerate() {
         let Some(text) = endpoint.addresses.first() else {
             continue;
@@ -140,15 +170,15 @@ pub fn parse(slice: &EndpointSlice, node: &str) -> (Option<Slice>, Vec<Problem>)
     }
     let slice = Slice {
         family,
-        ports,
-        endpoints,
+        ports: ports.into(),
+        endpoints: endpoints.into(),
     };
     (Some(slice), problems)
 }
 
-fn hints(endpoint: &api::discovery::Endpoint, node: &str) -> (NodeHint, Box<[Arc<str>]>) {
+fn hints(endpoint: &api::discovery::Endpoint, node: &str) -> (NodeHint, Zones) {
     let Some(hints) = &endpoint.hints else {
-        return (NodeHint::Nobody, Box::default());
+        return (NodeHint::Nobody, Zones::default());
     };
     let node_hint = if hints.for_nodes.is_empty() {
         NodeHint::Nobody
@@ -157,14 +187,8 @@ fn hints(endpoint: &api::discovery::Endpoint, node: &str) -> (NodeHint, Box<[Arc
     } else {
         NodeHint::Others
     };
-    let mut zones: Vec<Arc<str>> = hints
-        .for_zones
-        .iter()
-        .map(|hint| hint.name.as_str().into())
-        .collect();
-    zones.sort();
-    zones.dedup();
-    (node_hint, zones.into())
+    let zones = hints.for_zones.iter().map(|hint| hint.name.as_str());
+    (node_hint, zones.collect())
 }
 
 /// The endpoints of one port, from all slices of its service, sorted by address and port. Where an
@@ -180,11 +204,11 @@ pub fn merge<'a>(
         if slice.family != family {
             continue;
         }
-        for (name, of, number) in &slice.ports {
+        for (name, of, number) in &*slice.ports {
             if **name != *port || *of != protocol {
                 continue;
             }
-            for endpoint in &slice.endpoints {
+            for endpoint in &*slice.endpoints {
                 let known = merged.entry((endpoint.ip, *number)).or_insert(endpoint);
                 if better(endpoint, known) {
                     *known = endpoint;

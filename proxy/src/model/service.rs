@@ -23,11 +23,11 @@ pub struct Shared {
     /// When the service was made (RFC 3339); empty where that is not told.
     pub created: Arc<str>,
     /// One cluster IP for each family at most.
-    pub cluster_ips: Vec<IpAddr>,
+    pub cluster_ips: Box<[IpAddr]>,
     /// External IPs.
-    pub external_ips: Vec<IpAddr>,
+    pub external_ips: Box<[IpAddr]>,
     /// Load balancer addresses with which packets arrive here.
-    pub balancer_ips: Vec<IpAddr>,
+    pub balancer_ips: Box<[IpAddr]>,
     /// Who may use the load balancer addresses, for each family; `None`: everybody.
     pub source_ranges_v4: Option<Vec<IpNetwork>>,
     /// As `source_ranges_v4`.
@@ -173,9 +173,9 @@ impl Reader {
         let created = service.metadata.creation_timestamp.as_deref();
         Shared {
             created: created.unwrap_or_default().into(),
-            cluster_ips,
-            external_ips: self.ips("spec.externalIPs", &spec.external_ips),
-            balancer_ips: self.balancer_ips(service),
+            cluster_ips: cluster_ips.into(),
+            external_ips: self.ips("spec.externalIPs", &spec.external_ips).into(),
+            balancer_ips: self.balancer_ips(service).into(),
             source_ranges_v4,
             source_ranges_v6,
             internal_local: spec.internal_traffic_policy == "Local",

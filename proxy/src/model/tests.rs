@@ -52,12 +52,12 @@ fn endpoint(text: &str, node: &str) -> Endpoint {
         terminating: false,
         local: false,
         node_hint: NodeHint::Nobody,
-        zones: Box::default(),
+        zones: Default::default(),
     };
     for word in words {
         match word.as_bytes() {
             b"local" => endpoint.local = true,
-            [b'z', ..] => endpoint.zones = word.split('+').map(Into::into).collect(),
+            [b'z', ..] => endpoint.zones = word.split('+').collect(),
             [b'n', ..] if word == node => endpoint.node_hint = NodeHint::Me,
             [b'n', ..] => endpoint.node_hint = NodeHint::Others,
             [ready, serving, terminating] => {

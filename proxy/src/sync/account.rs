@@ -65,7 +65,9 @@ impl Arrivals {
     /// All of it is in the kernel at `now`.
     pub(super) fn committed(&mut self, now: Instant, metrics: &Metrics) {
         for (received, n) in self.events.drain(..) {
-            metrics.latency(now.saturating_duration_since(received), n);
+            let took = now.saturating_duration_since(received);
+            metrics.latency(took, n);
+            tracing::debug!(n, ?took, "events are in the kernel");
         }
         let time = Timestamp::now();
         for (family, times) in std::mem::take(&mut self.triggers) {

@@ -8,6 +8,7 @@ use linux::addr::Addr;
 use linux::exec::Exec;
 use linux::{Host, NetNs};
 use nix::sys::signal::Signal;
+use proxy::backend::Mode;
 
 const WEB: &str = "{type: NodePort, clusterIP: 172.30.0.41, ports: [{port: 80, nodePort: 30041}]}";
 const P2: &[(&str, &str)] = &[("10.180.0.2", "node")];
@@ -230,9 +231,11 @@ fn the_node_object_is_followed() {
 
 /// What the commands print in a namespace, without what changes by itself.
 fn dump(netns: &NetNs) -> Vec<String> {
-    let commands: [&[&str]; 4] = [
-        &["iptables-save"],
-        &["ip6tables-save"],
+    let commands: [&[&str]; 6] = [
+        &["iptables-nft-save"],
+        &["ip6tables-nft-save"],
+        &["iptables-legacy-save"],
+        &["ip6tables-legacy-save"],
         &["nft", "list", "ruleset"],
         &["conntrack", "-L", "-p", "udp"],
     ];
@@ -254,19 +257,53 @@ fn dump(netns: &NetNs) -> Vec<String> {
 }
 
 #[test]
-fn cleanup_leaves_what_was_there() {
-    let Some(mut lab) = Lab::new("cleanup_leaves_what_was_there") else {
+fn cleanup_in_mode_iptables() {
+    cleanup("cleanup_in_mode_iptables", Mode::Iptables, &[]);
+}
+
+#[test]
+fn cleanup_in_mode_nftables() {
+    cleanup("cleanup_in_mode_nftables", Mode::Nftables, &[]);
+}
+
+/// Somebody has rules everywhere: in built-in chains of iptables, and in nftables.
+#[test]
+fn cleanup_among_others_in_mode_iptables() {
+    let test = "cleanup_among_others_in_mode_iptables";
+    cleanup(test, Mode::Iptables, &["iptables", "ip6tables"]);
+}
+
+#[test]
+fn cleanup_among_others_in_mode_nftables() {
+    let test = "cleanup_among_others_in_mode_nftables";
+    cleanup(test, Mode::Nftables, &["iptables", "ip6tables"]);
+}
+
+/// The old tables stay once they were made, so they are made before.
+#[test]
+fn cleanup_in_the_old_tables() {
+    let programs = ["iptables-legacy", "ip6tables-legacy"];
+    cleanup("cleanup_in_the_old_tables", Mode::Iptables, &programs);
+}
+
+/// Somebody else's rules.
+const THEIRS: &str = "*nat\n:OTHERS - [0:0]\n-A PREROUTING -p tcp --dport 1 -j OTHERS\n-A OTHERS -j RETURN\nCOMMIT\n*filter\n-A FORWARD -p tcp --dport 2 -j DROP\nCOMMIT\n*mangle\n-A OUTPUT -p tcp --dport 3 -j ACCEPT\nCOMMIT\n";
+
+/// Starts, serves TCP and UDP, cleans up: everything is as before. `others` are the programs by which
+/// somebody else has made rules.
+#[track_caller]
+fn cleanup(test: &str, mode: Mode, others: &[&str]) {
+    let Some(mut lab) = Lab::in_mode(test, mode) else {
         return;
     };
-    // Somebody else's rules, in iptables and in nftables, and a connection of theirs.
-    lab.restore("*nat\n:OTHERS - [0:0]\n-A PREROUTING -p tcp --dport 1 -j OTHERS\n-A OTHERS -j RETURN\nCOMMIT\n*filter\n-A FORWARD -p tcp --dport 2 -j DROP\nCOMMIT\n*mangle\n-A OUTPUT -p tcp --dport 3 -j ACCEPT\nCOMMIT\n");
     lab.node.run(|| {
-        for family in [linux::iptables::Family::V4, linux::iptables::Family::V6] {
-            // Built-in chains stay once they were made, so they are made before.
-            let all = linux::iptables::Iptables::detect(family).unwrap();
-            for line in [":X - [0:0]", "-X X"] {
-                let text = ["nat", "filter", "mangle"].map(|t| format!("*{t}\n{line}\nCOMMIT\n"));
-                all.restore(&text.concat()).unwrap();
+        for program in others {
+            let restore = Exec::new(format!("{program}-restore")).arg("--noflush");
+            restore.stdin(THEIRS).run().unwrap();
+            // Built-in chains are made by the first rule, and shown from then on.
+            for chain in ["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"] {
+                let rule = ["-t", "nat", "-A", chain, "-p", "tcp", "--dport", "4", "-j", "ACCEPT"];
+                Exec::new(*program).args(rule).run().unwrap();
             }
         }
         let theirs = "add table inet theirs; add set inet theirs s { type ipv4_addr; elements = { 192.0.2.1 }; }";
@@ -282,7 +319,7 @@ fn cleanup_leaves_what_was_there() {
     };
     forget(&netns);
     let before = dump(&netns);
-    assert!(before[2].contains("theirs") && before[3].contains("203.0.113.1"));
+    assert!(before[4].contains("theirs") && before[5].contains("203.0.113.1"));
     let spec = "{type: LoadBalancer, clusterIP: 172.30.0.41, clusterIPs: [172.30.0.41, \"fd00:172::41\"], externalIPs: [198.51.100.7], sessionAffinity: ClientIP, ports: [{name: '', port: 80, nodePort: 30041}, {name: udp, port: 80, protocol: UDP, nodePort: 30041}]}\nstatus: {loadBalancer: {ingress: [{ip: 198.51.100.8}]}}";
     lab.write("web.yaml", &service("web", spec, P2));
     lab.start();
@@ -302,6 +339,6 @@ fn cleanup_leaves_what_was_there() {
     let after = dump(&netns);
     for (before, after) in before.iter().zip(&after) {
         let of = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
-        assert_eq!(of(before), of(after));
+        assert_eq!(of(before), of(after), "{}", lab.log_text());
     }
 }

@@ -11,6 +11,7 @@ const BATCH_END: u16 = 17;
 const SUBSYSTEM: [u8; 2] = [0, 10];
 const BATCH_GENERATION: u16 = 1;
 
+const NLM_F_NONREC: u16 = 0x100;
 const NLM_F_EXCL: u16 = 0x200;
 const NLM_F_CREATE: u16 = 0x400;
 const NLM_F_APPEND: u16 = 0x800;
@@ -95,6 +96,14 @@ impl Batch {
     pub fn delete_table(&mut self, table: &TableRef) {
         let op = format!("delete table {table}");
         self.push(op, table, message::DELETE_TABLE, 0, |out| {
+            put_text(out, TABLE_NAME, &table.name);
+        });
+    }
+
+    /// Deletes a table if nothing is in it; else the batch fails (`EBUSY`).
+    pub fn delete_empty_table(&mut self, table: &TableRef) {
+        let op = format!("delete empty table {table}");
+        self.push(op, table, message::DELETE_TABLE, NLM_F_NONREC, |out| {
             put_text(out, TABLE_NAME, &table.name);
         });
     }

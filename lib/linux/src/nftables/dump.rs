@@ -190,6 +190,20 @@ impl Nftables {
         }
     }
 
+    /// Deletes a table that nothing is in; false when there is none, or something is in it.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn ensure_no_empty_table(&mut self, table: &TableRef) -> Result<bool> {
+        let mut batch = Batch::new();
+        batch.delete_empty_table(table);
+        match self.commit(&batch) {
+            Ok(()) => Ok(true),
+            Err(e) if e.is_not_found() || e.errno() == Some(libc::EBUSY) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Lists; a list that changes interrupted is started again.
     fn list<T>(
         &mut self,

@@ -40,6 +40,12 @@ pub trait Rules {
     /// # Errors
     /// The program's words. Tables before the one that failed are changed.
     fn restore(&mut self, text: &str) -> linux::Result<()>;
+
+    /// Takes tables away that nothing is in.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    fn remove_empty(&mut self, tables: &BTreeSet<Table>) -> linux::Result<()>;
 }
 
 impl Rules for Iptables {
@@ -54,6 +60,10 @@ impl Rules for Iptables {
 
     fn restore(&mut self, text: &str) -> linux::Result<()> {
         Self::restore(self, text)
+    }
+
+    fn remove_empty(&mut self, tables: &BTreeSet<Table>) -> linux::Result<()> {
+        Self::remove_empty_tables(self, tables.iter().map(|table| table.name()))
     }
 }
 
@@ -241,7 +251,9 @@ impl<R: Rules> Plane<R> {
         }
         self.rules.restore(&render(&change))?;
         let used = seen.hooks.keys().map(|(chain, _)| chain.clone());
-        self.drop_idle(&used.collect())
+        self.drop_idle(&used.collect())?;
+        let ours = seen.chains.keys().map(|chain| chain.table);
+        self.rules.remove_empty(&ours.collect())
     }
 
     /// Deletes built-in chains that are not needed any more: in nf_tables, the first rule makes them.

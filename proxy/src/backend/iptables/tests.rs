@@ -220,6 +220,11 @@ impl Rules for &mut Fake {
         **self = next;
         Ok(())
     }
+
+    /// The fake has chains only.
+    fn remove_empty(&mut self, _tables: &BTreeSet<super::rule::Table>) -> linux::Result<()> {
+        Ok(())
+    }
 }
 
 fn change(plane: &mut Plane<&mut Fake>, from: &Decisions, to: &Decisions) {
