@@ -94,7 +94,10 @@ fn steps(
 #[test]
 fn golden_changes() {
     let files = cases::files(Family::V4);
-    let (_, file) = files.iter().find(|(name, _)| name == "t12-changes").unwrap();
+    let (_, file) = files
+        .iter()
+        .find(|(name, _)| name == "t12-changes")
+        .unwrap();
     let setting = file.setting(&file.cases[0], Family::V4).unwrap();
     let (settings, ..) = plan(file, &file.cases[0], &setting, Family::V4);
 

@@ -237,6 +237,12 @@ impl Lab {
 
     /// Starts the proxy on the node.
     pub(crate) fn start(&mut self, args: &[String]) {
+        // At the root of all control groups it would translate for every test that runs meanwhile.
+        let ebpf = args.iter().any(|arg| arg == "--mode=ebpf");
+        assert!(
+            self.sockets.is_some() || !ebpf,
+            "no control group of its own"
+        );
         let built = env!("CARGO_BIN_EXE_proxy");
         let program = std::env::var_os("SEAWAY_PROXY").unwrap_or_else(|| built.into());
         let daemon = Daemon {

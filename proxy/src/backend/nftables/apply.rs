@@ -388,6 +388,10 @@ impl<T: Tables + Send> Backend for Plane<T> {
     fn set(&mut self, changes: &[PortChange]) {
         for change in changes {
             self.desired.set(&change.name, change.new.as_deref());
+            if !self.trusted {
+                // All is going to be compared; a note of every element would take more than they do.
+                self.desired.forget_changes();
+            }
         }
     }
 

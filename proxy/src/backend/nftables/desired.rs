@@ -281,9 +281,14 @@ impl Desired {
         change
     }
 
+    /// Forgets what changed.
+    pub fn forget_changes(&mut self) {
+        self.touched.clear();
+    }
+
     /// Forgets what changed, and the chains that nobody needs any more.
     pub fn start_over(&mut self) {
-        self.touched.clear();
+        self.forget_changes();
         self.picks = Picks::default();
         self.made_picks.clear();
         for plan in self.ports.values() {
