@@ -14,7 +14,7 @@ use api::cidr::{Family, parse_cidr, parse_ip};
 use proxy::backend::Mode;
 use proxy::model::Protocol;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// The node's name in all files.
 pub(crate) const NODE: &str = "node";
@@ -45,6 +45,9 @@ pub(crate) struct Case {
     pub(crate) objects: Vec<Value>,
     /// See the module.
     pub(crate) rows: Vec<String>,
+    /// One service more, with this many endpoints that no row asks for.
+    #[serde(default)]
+    many: usize,
     /// Whether the rule against martians on loopback is there.
     #[serde(default)]
     pub(crate) localnet_rule: Option<bool>,
@@ -137,13 +140,43 @@ pub(crate) fn files(family: Family) -> Vec<(String, File)> {
             Family::V4 => text,
             Family::V6 => in_ipv6(&text),
         };
-        let file: File =
+        let mut file: File =
             serde_saphyr::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        for case in &mut file.cases {
+            case.objects.extend(many(case.many, family));
+        }
         assert!(!file.about.is_empty(), "{}", path.display());
         let name = path.file_stem().unwrap().to_string_lossy();
         (name.into_owned(), file)
     };
     paths.into_iter().map(read).collect()
+}
+
+/// Name of the service with many endpoints.
+pub(crate) const MANY: &str = "many";
+
+/// A service with `n` endpoints, in slices of a hundred.
+fn many(n: usize, family: Family) -> Vec<Value> {
+    if n == 0 {
+        return Vec::new();
+    }
+    let word = |ip: String| match family {
+        Family::V4 => ip,
+        Family::V6 => word_in_ipv6(&ip),
+    };
+    let endpoint =
+        |i: usize| json!({ "addresses": [word(format!("10.182.{}.{}", i / 100, i % 100 + 1))] });
+    let slice = |from: usize| {
+        let endpoints: Vec<Value> = (from..n.min(from + 100)).map(endpoint).collect();
+        json!({ "kind": "EndpointSlice", "addressType": format!("{family}"), "endpoints": endpoints, "ports": [{ "name": "", "port": 80 }],
+            "metadata": { "namespace": "default", "name": format!("{MANY}-{from}"), "labels": { "kubernetes.io/service-name": MANY } } })
+    };
+    let service = json!({ "kind": "Service", "metadata": { "namespace": "default", "name": MANY },
+        "spec": { "clusterIP": word("172.30.0.99".to_owned()), "ports": [{ "port": 80 }] } });
+    [service]
+        .into_iter()
+        .chain((0..n).step_by(100).map(slice))
+        .collect()
 }
 
 /// One packet and what becomes of it.

@@ -10,7 +10,7 @@ use proxy::model::Protocol;
 use serde_json::{Value, json};
 
 use super::lab::{FENCE, FENCE_PORT, mapped};
-use crate::cases::{self, Case, File, NODE, Row, Setting};
+use crate::cases::{self, Case, File, MANY, NODE, Row, Setting};
 
 /// One case in the families it is run in.
 pub(crate) struct Job {
@@ -123,7 +123,8 @@ pub(crate) struct Endpoint {
 pub(crate) fn endpoints_of(object: &Value) -> Vec<Endpoint> {
     let mut all = Vec::new();
     let list = |key: &str| object[key].as_array().cloned().unwrap_or_default();
-    if object["kind"] != "EndpointSlice" {
+    let labels = &object["metadata"]["labels"];
+    if object["kind"] != "EndpointSlice" || labels["kubernetes.io/service-name"] == MANY {
         return all;
     }
     for endpoint in list("endpoints") {

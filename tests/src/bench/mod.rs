@@ -70,7 +70,7 @@ impl Figure {
     pub fn line(&self) -> String {
         let floor = self
             .floor_p50
-            .map(|f| format!("{f:.2}"))
+            .map(|f| format!("{f:.3}"))
             .unwrap_or_default();
         format!(
             "{:<30} {:>6} {:>9.2} {:>9.2} {:<5} {:>9}  {}",

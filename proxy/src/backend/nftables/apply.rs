@@ -287,10 +287,10 @@ impl<T: Tables> Plane<T> {
     fn full_sync(&mut self) -> linux::Result<Report> {
         self.edited = false;
         let mut observed = self.tables.observe(self.desired.settings().family)?;
-        if !self.adopted {
+        if !self.adopted && observed.exists {
             self.desired.adopt(&observed.numbers, &observed.items);
-            self.adopted = true;
         }
+        self.adopted = true;
         self.desired.start_over();
         let replaces_table = observed.exists && !observed.usable;
         if replaces_table {
@@ -389,7 +389,6 @@ impl<T: Tables + Send> Backend for Plane<T> {
         for change in changes {
             self.desired.set(&change.name, change.new.as_deref());
             if !self.trusted {
-                // All is going to be compared; a note of every element would take more than they do.
                 self.desired.forget_changes();
             }
         }

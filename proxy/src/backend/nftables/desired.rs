@@ -56,8 +56,8 @@ impl Desired {
         let mut desired = Self::new(settings);
         for decision in decisions.values() {
             desired.set(&decision.name, Some(decision));
+            desired.forget_changes();
         }
-        desired.touched.clear();
         desired
     }
 
@@ -104,8 +104,8 @@ impl Desired {
             plan.reslot(seen, |pick| fresh.picks.number(pick));
             fresh.exchange(&name, None, Some(&plan));
             fresh.ports.insert(name, plan);
+            fresh.forget_changes();
         }
-        fresh.touched.clear();
         *self = fresh;
     }
 
@@ -127,8 +127,8 @@ impl Desired {
             let plan = plan_port(decision, number, old.as_ref(), pick);
             fresh.exchange(name, None, Some(&plan));
             fresh.ports.insert(name.clone(), plan);
+            fresh.forget_changes();
         }
-        fresh.touched.clear();
         *self = fresh;
     }
 
@@ -281,7 +281,8 @@ impl Desired {
         change
     }
 
-    /// Forgets what changed.
+    /// Forgets what changed. Where all of it is going to be compared, it is called for each port: a
+    /// note of every element takes more memory than the ports do.
     pub fn forget_changes(&mut self) {
         self.touched.clear();
     }

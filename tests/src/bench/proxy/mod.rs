@@ -101,6 +101,9 @@ pub fn run() -> Result<Vec<Figure>> {
     let is_wanted = |way: &Way| only.is_empty() || only.split(',').any(|name| name == way.name);
     for way in WAYS.into_iter().filter(is_wanted) {
         let Some(empty) = empty(&way)? else { continue };
+        let note = "1 endpoint".to_owned();
+        let figure = way.figure("rss_mb", "MB", &[megabytes(empty)], note);
+        figures.push(figure.size(1));
         for size in SIZES {
             figures.extend(run_size(&way, size, empty)?);
         }
