@@ -30,6 +30,14 @@ impl Cluster {
     /// # Errors
     /// `seaway up` fails; its output is in the error.
     pub fn start(name: &str, underlay: u8, api_port: u16) -> Result<Self> {
+        Self::start_with(name, underlay, api_port, &[])
+    }
+
+    /// With more flags for `seaway up`.
+    ///
+    /// # Errors
+    /// As `start`.
+    pub fn start_with(name: &str, underlay: u8, api_port: u16, more: &[&str]) -> Result<Self> {
         let seaway = bin_dir()?.join("seaway");
         let kubectl = kubectl()?;
         let path = format!(
@@ -51,6 +59,7 @@ impl Cluster {
                 &format!("172.31.{underlay}.0"),
             ])
             .args(["--api-port", &api_port.to_string()])
+            .args(more)
             .env("PATH", path)
             .timeout(UP_TIMEOUT)
             .output()?;

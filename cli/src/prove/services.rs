@@ -3,9 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use linux::NetNs;
+use linux::conntrack::{Conntrack, Flow};
 
-use super::{NODE_PORT, Prover, WHOAMI, fact, traffic};
+use super::{NODE_PORT, POD_PORT, Prover, Replica, WHOAMI, fact, traffic};
+
+/// `IPPROTO_TCP`.
+const TCP: u8 = 6;
 
 /// Requests for the question whether all replicas get some: missing one of three by chance has a
 /// probability of 3 x (2/3)^60, about one in ten billion.
@@ -49,6 +54,9 @@ impl Prover {
             "ClusterIP {ip} from a pod: {REQUESTS} connections, {}",
             shares(&counts)
         ));
+        if self.layout.args.proxy_mode == "ebpf" {
+            self.untranslated(&client)?;
+        }
         let node = self.node("node-1")?;
         let address = SocketAddr::new(ip.parse()?, 80);
         let answers = traffic::get_from(&node, address, REQUESTS)?;
@@ -60,6 +68,33 @@ impl Prover {
         fact(&format!(
             "ClusterIP {ip} from a node: {REQUESTS} connections, {}",
             shares(&counts)
+        ));
+        Ok(())
+    }
+
+    /// No rule has translated an address of the pod's connections: each is tracked on its node from
+    /// the pod to the endpoint, and back from there.
+    fn untranslated(&self, pod: &Replica) -> Result<()> {
+        let client: IpAddr = pod.ip.parse()?;
+        let netns = NetNs::open(&self.node(&pod.node)?.netns)?;
+        let flows = netns.run(|| Conntrack::open()?.list(client.is_ipv6(), TCP))??;
+        let flows: Vec<Flow> = flows
+            .into_iter()
+            .filter(|flow| flow.original.source.ip() == client)
+            .filter(|flow| flow.original.destination.port() == POD_PORT || flow.is_translated())
+            .collect();
+        ensure!(
+            flows.len() >= REQUESTS,
+            "the connections of {client} are not tracked on its node: {} of {REQUESTS}",
+            flows.len()
+        );
+        if let Some(flow) = flows.iter().find(|flow| flow.is_translated()) {
+            bail!("a rule has translated a connection of {client}: {flow:?}");
+        }
+        fact(&format!(
+            "mode ebpf: {} connections of {client} are tracked on {}, none of them translated by a rule",
+            flows.len(),
+            pod.node
         ));
         Ok(())
     }

@@ -118,6 +118,12 @@ impl Flow {
             zone: None,
         }
     }
+
+    /// Whether a rule has changed an address or a port of it.
+    pub fn is_translated(&self) -> bool {
+        self.reply.source != self.original.destination
+            || self.reply.destination != self.original.source
+    }
 }
 
 impl fmt::Display for Flow {

@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::lab::{self, Lab, service, still_alive};
+use linux::Host as _;
 use nix::sys::signal::Signal;
 
 const ALL: &[(&str, &str)] = &[
@@ -336,4 +337,36 @@ fn a_client_outside_that_never_rests_is_served() {
         v4.join().unwrap().unwrap();
         v6.join().unwrap().unwrap();
     });
+}
+
+/// As the overlay and the network policies of a node have it: what pods send out is masqueraded, and
+/// the bridge asks the filters. Answers to clients outside are no connections of their own.
+#[test]
+fn answers_of_local_pods_are_not_masqueraded_by_others() {
+    let Some(mut lab) = lab("ebpf: answers_of_local_pods_are_not_masqueraded_by_others") else {
+        return;
+    };
+    for family in ["iptables", "ip6tables"] {
+        let key = format!("net/bridge/bridge-nf-call-{family}");
+        if lab.node.kernel.set_sysctl(&key, "1").is_err() {
+            println!(
+                "SKIPPED answers_of_local_pods_are_not_masqueraded_by_others: no br_netfilter"
+            );
+            return;
+        }
+    }
+    let rule = "table inet others { chain out { type nat hook postrouting priority srcnat; \
+        ip saddr 10.180.0.0/16 masquerade fully-random; ip6 saddr fd00:180::/32 masquerade fully-random; }; }";
+    lab.run_program("nft", &[rule]);
+    lab.write(
+        "web.yaml",
+        &service("web", SPEC, &[ALL[0], ALL[1], ALL[3], ALL[4]]),
+    );
+    lab.start();
+    for to in ["192.168.0.2:30041", "[2001:db8::2]:30041"] {
+        for _ in 0..10 {
+            let mut stream = lab.cli.connect(to);
+            still_alive(&mut stream);
+        }
+    }
 }

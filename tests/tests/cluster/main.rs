@@ -12,7 +12,8 @@ mod services;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use linux::cgroup::Hierarchies;
 use seaway_tests::bin_dir;
 use seaway_tests::cluster::Cluster;
 use seaway_tests::runner::{self, Step};
@@ -89,10 +90,32 @@ fn run(filter: Option<&str>) -> Result<ExitCode> {
         Err(error) => anyhow::bail!("{error:#}"),
     })];
     let left = runner::run("cluster", &same, nothing_left, None);
-    let all = [code, down, left];
+    let other = other_mode(filter);
+    let all = [code, down, left, other];
     Ok(if all.iter().all(|c| *c == ExitCode::SUCCESS) {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Another cluster, whose proxies are in mode ebpf.
+fn other_mode(filter: Option<&str>) -> ExitCode {
+    let is_v2 = Hierarchies::detect().is_ok_and(|groups| groups.v2.is_some());
+    if !is_v2 {
+        println!("SKIPPED a cluster in mode ebpf: no cgroup v2 is mounted");
+        return ExitCode::SUCCESS;
+    }
+    let steps: &[Step<()>] = &[("up in mode ebpf proves the sample", |()| {
+        let more = ["--proxy-mode", "ebpf"];
+        let cluster = Cluster::start_with("ctestbpf", 249, 16444, &more)?;
+        println!("{}", cluster.said);
+        pods::up_proves_the_sample(&cluster)?;
+        ensure!(
+            cluster.said.contains("none of them translated by a rule"),
+            "nothing is said of translation"
+        );
+        Ok(())
+    })];
+    runner::run("cluster", &(), steps, filter)
 }

@@ -13,7 +13,7 @@ use aya::programs::{CgroupAttachMode, LinkOrder, Program, TcAttachType};
 use linux::bpf::{self, LinkInfo};
 use linux::cgroup::Hierarchies;
 
-use super::node::Facts;
+use super::node::{Facts, Interface};
 use super::object::{Object, program_fd};
 
 /// Programs at the control group.
@@ -117,7 +117,11 @@ pub fn attach_interfaces(object: &mut Object, facts: &Facts, renew: bool) -> Res
     let mut wanted = Vec::new();
     let mut failed = None;
     for (name, at) in INTERFACE_PROGRAMS {
-        for interface in facts.interfaces.iter().filter(|i| i.is_attached()) {
+        let is_wanted = |interface: &&Interface| match at {
+            TcAttachType::Egress => interface.is_exit(),
+            _ => interface.is_attached(),
+        };
+        for interface in facts.interfaces.iter().filter(is_wanted) {
             let path = dir.join(format!("tcx-{}-{name}", interface.index));
             match attach_interface(
                 object,

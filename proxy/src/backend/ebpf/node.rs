@@ -26,8 +26,8 @@ pub struct Interface {
     pub index: u32,
     /// Name.
     pub name: String,
-    /// It is a port of a bridge or the like, whose packets pass that.
-    pub is_port: bool,
+    /// The bridge or the like that it is a port of.
+    pub master: Option<u32>,
     /// Its frames have Ethernet headers.
     pub is_ethernet: bool,
     /// Its addresses, without link-local ones.
@@ -37,7 +37,15 @@ pub struct Interface {
 impl Interface {
     /// Whether programs are attached to it.
     pub fn is_attached(&self) -> bool {
-        self.name != LOOPBACK && !self.is_port && self.is_ethernet
+        self.name != LOOPBACK && self.is_ethernet
+    }
+
+    /// Whether what goes out there is translated. What goes out of a bridge's port was translated
+    /// when it went out of the bridge. What comes in is translated at the port already: a bridge
+    /// that asks the node's filters (`bridge-nf-call-iptables`) has connections tracked there, which
+    /// must see the client that they see in the other direction.
+    pub fn is_exit(&self) -> bool {
+        self.is_attached() && self.master.is_none()
     }
 }
 
@@ -75,7 +83,7 @@ pub fn facts() -> linux::Result<Facts> {
         facts.ips.extend(&ips);
         facts.interfaces.push(Interface {
             index: link.index,
-            is_port: link.master.is_some(),
+            master: link.master,
             is_ethernet: link.mac.is_some(),
             ips: ips.into_iter().filter(|ip| !is_link_local(ip)).collect(),
             name: link.name,
@@ -124,7 +132,10 @@ pub fn plan(facts: &Facts, settings: &[Settings], offsets: Option<Offsets>) -> N
             let ip = interface.ips.iter().find(|ip| Family::of(**ip) == family);
             ip.map_or([0; 16], |ip| addr(*ip))
         };
-        let pods = settings.iter().any(|s| is_of_pods(s, &interface.name));
+        let masters = facts.interfaces.iter();
+        let mut masters = masters.filter(|i| interface.master == Some(i.index));
+        let is_of_pods = |name: &str| settings.iter().any(|s| is_of_pods(s, name));
+        let pods = is_of_pods(&interface.name) || masters.any(|i| is_of_pods(&i.name));
         let iface = Iface {
             v4: of(Family::V4),
             v6: of(Family::V6),
