@@ -2,6 +2,7 @@
 
 pub mod cluster;
 pub mod cni;
+pub mod ebpf;
 pub mod overlay;
 pub mod proxy;
 

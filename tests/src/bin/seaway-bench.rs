@@ -3,7 +3,7 @@
 #![expect(clippy::print_stdout, reason = "figures go to standard output")]
 
 use anyhow::{Result, bail};
-use seaway_tests::bench::{Figure, cluster, cni, overlay, proxy};
+use seaway_tests::bench::{Figure, cluster, cni, ebpf, overlay, proxy};
 
 type Bench = (&'static str, fn() -> Result<Vec<Figure>>);
 
@@ -11,6 +11,7 @@ const BENCHES: &[Bench] = &[
     ("cni", cni::run),
     ("overlay", overlay::run),
     ("proxy", proxy::run),
+    ("ebpf", ebpf::run),
     ("cluster", cluster::run),
 ];
 

@@ -285,7 +285,11 @@ impl Backend for Plane {
             self.settle()?;
         }
         let mut shared = lock(&self.shared);
-        for name in names.iter().chain(known.ids.keys().filter(|_| full)) {
+        if full {
+            let all = known.ids.iter().map(|(name, id)| (*id, name.clone()));
+            shared.names.extend(all);
+        }
+        for name in &names {
             if let Some(id) = known.ids.get(name) {
                 shared.names.insert(*id, name.clone());
             }

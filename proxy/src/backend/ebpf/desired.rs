@@ -13,8 +13,8 @@ use crate::model::{Decision, Decisions, PortName};
 pub struct Desired {
     settings: Settings,
     ports: BTreeMap<PortName, PortPlan>,
-    /// Who has an address: the first by name serves it.
-    owners: BTreeMap<FrontendKey, BTreeSet<PortName>>,
+    /// Who has an address, by name: the first serves it.
+    owners: BTreeMap<FrontendKey, Vec<PortName>>,
     touched: BTreeSet<PortName>,
     touched_frontends: BTreeSet<FrontendKey>,
     left_out: BTreeSet<PortName>,
@@ -66,7 +66,7 @@ impl Desired {
         for key in keys(old) {
             self.touched_frontends.insert(key);
             if let Some(owners) = self.owners.get_mut(&key) {
-                owners.remove(name);
+                owners.retain(|owner| owner != name);
                 if owners.is_empty() {
                     self.owners.remove(&key);
                 }
@@ -74,7 +74,11 @@ impl Desired {
         }
         for key in keys(new.as_ref()) {
             self.touched_frontends.insert(key);
-            self.owners.entry(key).or_default().insert(name.clone());
+            let owners = self.owners.entry(key).or_default();
+            if let Err(at) = owners.binary_search(name) {
+                owners.reserve_exact(1);
+                owners.insert(at, name.clone());
+            }
         }
         match new {
             Some(new) => self.ports.insert(name.clone(), new),

@@ -7,11 +7,13 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use client::fake::{FakeApi, kubeconfig};
 use linux::addr::Addr;
+use linux::cgroup::Hierarchies;
 use linux::iptables::{Backend, Family, Iptables};
 use linux::link::{LinkChange, NewVeth};
 use linux::process::{self, Daemon};
@@ -21,13 +23,20 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 /// Endpoints of each service.
-pub(super) const ENDPOINTS: usize = 10;
+pub(in crate::bench) const ENDPOINTS: usize = 10;
 /// Both servers, on their own port; and on one that the service does not use, for direct connections.
-pub(super) const SERVERS: [&str; 2] = ["10.99.0.1", "10.99.0.2"];
+pub(in crate::bench) const SERVERS: [&str; 2] = ["10.99.0.1", "10.99.0.2"];
 const PORT: u16 = 8080;
 const DIRECT_PORT: u16 = 8081;
 /// The service whose traffic is looked at.
-pub(super) const VIP: &str = "10.96.0.99";
+pub(in crate::bench) const VIP: &str = "10.96.0.99";
+/// A service that sends everything back, and where its only endpoint listens.
+pub(in crate::bench) const ECHO_VIP: &str = "10.96.0.98";
+const ECHO_PORT: u16 = 8082;
+/// The node port of the first one.
+const NODE_PORT: u16 = 30099;
+/// The node on every link.
+const GATEWAY: &str = "10.99.0.254";
 /// One connection; longer than the first retransmission of a lost SYN.
 const ASK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Programming takes at most this.
@@ -36,18 +45,26 @@ const TIMEOUT: Duration = Duration::from_secs(300);
 const SERVICES: &str = "/api/v1/services";
 const SLICES: &str = "/apis/discovery.k8s.io/v1/endpointslices";
 
-pub(super) struct Lab {
+pub(in crate::bench) struct Lab {
     dir: PathBuf,
     node: NetNs,
     cli: NetNs,
     api: FakeApi,
     proxy: Option<std::process::Child>,
+    /// The control group that mode ebpf is attached to, where it is not the root.
+    group: Option<PathBuf>,
+    /// Clients are in there, as pods are.
+    is_inside: bool,
 }
+
+static COUNTER: AtomicU32 = AtomicU32::new(0);
 
 impl Lab {
     /// With a number of services.
-    pub(super) fn new(services: usize) -> Result<Self> {
-        let dir = std::env::temp_dir().join(format!("seaway-bench-{}-proxy", std::process::id()));
+    pub(in crate::bench) fn new(services: usize) -> Result<Self> {
+        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("seaway-bench-{}-proxy-{number}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&dir)?;
         let node = NetNs::create(dir.join("node"))?;
         let (cli, srv) = (
@@ -63,6 +80,7 @@ impl Lab {
             for port in [PORT, DIRECT_PORT] {
                 serve(&srv, SocketAddr::new(ip.parse()?, port))?;
             }
+            echo(&srv, SocketAddr::new(ip.parse()?, ECHO_PORT))?;
         }
         // What is not translated must not leave by a default route that is not there.
         kernel.add_route(&Route::to("10.96.0.0/12".parse()?).dev("srv0"))?;
@@ -72,6 +90,8 @@ impl Lab {
             cli,
             api: FakeApi::default(),
             proxy: None,
+            group: None,
+            is_inside: false,
         };
         lab.api
             .put("/api/v1/nodes", json!({ "metadata": { "name": "bench" } }));
@@ -93,7 +113,7 @@ impl Lab {
     }
 
     /// Makes it a node whose rules are in the tables of the legacy iptables.
-    pub(super) fn use_old_tables(&self) -> Result<()> {
+    pub(in crate::bench) fn use_old_tables(&self) -> Result<()> {
         let theirs = "*filter\n:THEIRS - [0:0]\n-A THEIRS -j RETURN\nCOMMIT\n";
         let make = || {
             for family in [Family::V4, Family::V6] {
@@ -104,42 +124,80 @@ impl Lab {
         self.node.run(make)?
     }
 
+    /// A control group of its own for mode ebpf; with `is_inside` the clients are in it.
+    pub(in crate::bench) fn use_group(&mut self, is_inside: bool) -> Result<()> {
+        let root = Hierarchies::detect()?
+            .v2
+            .context("no cgroup v2 is mounted")?;
+        let own = std::fs::read_to_string("/proc/self/cgroup")?;
+        let own = own.lines().find_map(|line| line.strip_prefix("0::"));
+        let name = self.dir.file_name().context("no name")?;
+        let dir = root
+            .join(own.unwrap_or("/").trim_start_matches('/'))
+            .join(name);
+        std::fs::create_dir(&dir)?;
+        self.group = Some(dir.clone());
+        self.is_inside = is_inside;
+        // Single threads of this process are in it.
+        std::fs::write(dir.join("cgroup.type"), "threaded")?;
+        Ok(())
+    }
+
+    fn pins(&self) -> Option<PathBuf> {
+        let name = self.group.as_ref()?.file_name()?;
+        Some(PathBuf::from("/sys/fs/bpf").join(name))
+    }
+
+    /// Runs `work` as a client, on a thread of its own.
+    fn client<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        let group = self.group.as_ref().filter(|_| self.is_inside);
+        let work = || -> Result<T> {
+            if let Some(group) = group {
+                let thread = nix::unistd::gettid().to_string();
+                std::fs::write(group.join("cgroup.threads"), thread)?;
+            }
+            Ok(work())
+        };
+        self.cli.run(work)?
+    }
+
+    /// The service that sends everything back.
+    pub(in crate::bench) fn add_echo(&self) {
+        let service = json!({
+            "metadata": { "name": "echo", "namespace": "default" },
+            "spec": { "clusterIP": ECHO_VIP, "ports": [{ "port": ECHO_PORT, "protocol": "TCP" }] },
+        });
+        self.api.put(SERVICES, service);
+        self.api
+            .put(SLICES, slice("echo", ECHO_PORT, &[SERVERS[0].to_owned()]));
+    }
+
     fn put(&self, name: &str, ip: &str, endpoints: &[String]) {
+        let mut port = json!({ "port": 80, "targetPort": PORT, "protocol": "TCP" });
+        if ip == VIP {
+            port["nodePort"] = NODE_PORT.into();
+        }
         let service = json!({
             "metadata": { "name": name, "namespace": "default", "uid": "c06e8f5e-0000-4000-8000-000000000000" },
-            "spec": { "type": "ClusterIP", "clusterIP": ip, "clusterIPs": [ip], "sessionAffinity": "None",
+            "spec": { "type": if ip == VIP { "NodePort" } else { "ClusterIP" }, "clusterIP": ip, "clusterIPs": [ip], "sessionAffinity": "None",
                 "internalTrafficPolicy": "Cluster", "ipFamilies": ["IPv4"], "selector": { "app": name },
-                "ports": [{ "port": 80, "targetPort": PORT, "protocol": "TCP" }] },
+                "ports": [port] },
         });
         self.api.put(SERVICES, service);
         self.put_slice(name, endpoints);
     }
 
     fn put_slice(&self, name: &str, endpoints: &[String]) {
-        let endpoints: Vec<Value> = endpoints
-            .iter()
-            .map(|e| {
-                json!({ "addresses": [e], "nodeName": "another", "zone": "z1",
-                    "conditions": { "ready": true, "serving": true, "terminating": false },
-                    "targetRef": { "kind": "Pod", "name": format!("{name}-7d4b9c6f5d-x2x8k"), "namespace": "default" } })
-            })
-            .collect();
-        let slice = json!({
-            "addressType": "IPv4",
-            "metadata": { "name": format!("{name}-x8zk4"), "namespace": "default",
-                "labels": { "kubernetes.io/service-name": name } },
-            "ports": [{ "name": "", "port": PORT, "protocol": "TCP" }], "endpoints": endpoints,
-        });
-        self.api.put(SLICES, slice);
+        self.api.put(SLICES, slice(name, PORT, endpoints));
     }
 
     /// The service whose traffic is looked at gets another endpoint.
-    pub(super) fn change(&self, server: &str) {
+    pub(in crate::bench) fn change(&self, server: &str) {
         self.put_slice("seen", &[server.to_owned()]);
     }
 
     /// Starts the proxy.
-    pub(super) fn start(&mut self, mode: &str) -> Result<()> {
+    pub(in crate::bench) fn start(&mut self, mode: &str) -> Result<()> {
         let listener = self.node.run(|| TcpListener::bind("127.0.0.1:0"))??;
         let address = self.api.serve(listener)?;
         let config = self.dir.join("kubeconfig");
@@ -161,9 +219,14 @@ impl Lab {
             "proxy=debug,info",
         ]
         .map(Into::into);
+        let mut args = args.to_vec();
+        if let Some((group, pins)) = self.group.as_ref().zip(self.pins()) {
+            args.push(format!("--ebpf-cgroup={}", group.display()).into());
+            args.push(format!("--ebpf-pin-dir={}", pins.display()).into());
+        }
         let daemon = Daemon {
             program: crate::program("proxy")?,
-            args: args.to_vec(),
+            args,
             netns: Some(self.dir.join("node")),
             log: Some(self.dir.join("log")),
             ..Daemon::default()
@@ -173,25 +236,29 @@ impl Lab {
     }
 
     /// What the proxy said last, if it has ended.
-    pub(super) fn ended(&mut self) -> Option<String> {
+    pub(in crate::bench) fn ended(&mut self) -> Option<String> {
         let proxy = self.proxy.as_mut()?;
         proxy.try_wait().ok()??;
         let log = self.log();
         Some(log.lines().last().unwrap_or_default().to_owned())
     }
 
-    pub(super) fn log(&self) -> String {
+    pub(in crate::bench) fn log(&self) -> String {
         std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
 
     /// Resident memory of the proxy, in bytes.
-    pub(super) fn resident(&self) -> Result<u64> {
+    pub(in crate::bench) fn resident(&self) -> Result<u64> {
         let proxy = self.proxy.as_ref().context("no proxy")?;
         Ok(process::resident_bytes(i32::try_from(proxy.id())?)?)
     }
 
     /// Asks through the service until `server` answers; `None`: the proxy has ended.
-    pub(super) fn wait(&mut self, server: &str, start: Instant) -> Result<Option<Duration>> {
+    pub(in crate::bench) fn wait(
+        &mut self,
+        server: &str,
+        start: Instant,
+    ) -> Result<Option<Duration>> {
         let vip = SocketAddr::new(VIP.parse()?, 80);
         loop {
             let asked = || {
@@ -204,7 +271,7 @@ impl Lab {
                 }
                 None
             };
-            if let Some(time) = self.cli.run(asked)? {
+            if let Some(time) = self.client(asked)? {
                 return Ok(Some(time));
             }
             if self.ended().is_some() {
@@ -216,13 +283,27 @@ impl Lab {
         }
     }
 
-    /// Seconds that each of `n` connections took: through the service, or directly.
-    pub(super) fn connections(&self, server: Option<&str>, n: usize) -> Result<(Vec<f64>, usize)> {
+    /// Seconds that each of `n` connections took, and how many were not made: through the service,
+    /// or directly.
+    pub(in crate::bench) fn connections(
+        &self,
+        server: Option<&str>,
+        n: usize,
+    ) -> Result<(Vec<f64>, usize)> {
         let to = match server {
             None => SocketAddr::new(VIP.parse()?, 80),
             Some(server) => SocketAddr::new(server.parse()?, DIRECT_PORT),
         };
-        Ok(self.cli.run(|| {
+        self.connections_to(to, n)
+    }
+
+    /// As `connections`, to the service's node port.
+    pub(in crate::bench) fn node_port_connections(&self, n: usize) -> Result<(Vec<f64>, usize)> {
+        self.connections_to(SocketAddr::new(GATEWAY.parse()?, NODE_PORT), n)
+    }
+
+    fn connections_to(&self, to: SocketAddr, n: usize) -> Result<(Vec<f64>, usize)> {
+        self.client(|| {
             let mut seconds = Vec::new();
             for _ in 0..n {
                 let start = Instant::now();
@@ -232,7 +313,28 @@ impl Lab {
             }
             let lost = n - seconds.len();
             (seconds, lost)
-        })?)
+        })
+    }
+
+    /// Seconds that each of `n` requests took on one connection, through the service that sends
+    /// everything back or directly.
+    pub(in crate::bench) fn requests(&self, direct: bool, n: usize) -> Result<Vec<f64>> {
+        let ip = if direct { SERVERS[0] } else { ECHO_VIP };
+        let to = SocketAddr::new(ip.parse()?, ECHO_PORT);
+        self.client(|| -> Result<Vec<f64>> {
+            let mut stream = TcpStream::connect_timeout(&to, ASK_TIMEOUT)?;
+            stream.set_nodelay(true)?;
+            stream.set_read_timeout(Some(ASK_TIMEOUT))?;
+            let mut buffer = [7; 64];
+            let mut seconds = Vec::new();
+            for _ in 0..n {
+                let start = Instant::now();
+                stream.write_all(&buffer)?;
+                stream.read_exact(&mut buffer)?;
+                seconds.push(start.elapsed().as_secs_f64());
+            }
+            Ok(seconds)
+        })?
     }
 }
 
@@ -245,6 +347,13 @@ impl Drop for Lab {
             }
         }
         self.api.set_away(true);
+        let left = [self.pins(), self.group.clone()];
+        if let [Some(pins), Some(group)] = left {
+            let removed = std::fs::remove_dir_all(&pins).and_then(|()| std::fs::remove_dir(&group));
+            if let Err(error) = removed {
+                crate::say(&format!("remove {}: {error}", group.display()));
+            }
+        }
         for name in ["node", "cli", "srv"] {
             if let Err(error) = NetNs::remove(self.dir.join(name)) {
                 crate::say(&error.to_string());
@@ -256,6 +365,23 @@ impl Drop for Lab {
     }
 }
 
+fn slice(name: &str, port: u16, endpoints: &[String]) -> Value {
+    let endpoints: Vec<Value> = endpoints
+            .iter()
+            .map(|e| {
+                json!({ "addresses": [e], "nodeName": "another", "zone": "z1",
+                    "conditions": { "ready": true, "serving": true, "terminating": false },
+                    "targetRef": { "kind": "Pod", "name": format!("{name}-7d4b9c6f5d-x2x8k"), "namespace": "default" } })
+            })
+            .collect();
+    json!({
+        "addressType": "IPv4",
+        "metadata": { "name": format!("{name}-x8zk4"), "namespace": "default",
+            "labels": { "kubernetes.io/service-name": name } },
+        "ports": [{ "name": "", "port": port, "protocol": "TCP" }], "endpoints": endpoints,
+    })
+}
+
 /// Joins a namespace to the node: the node is 10.99.0.254 on every link.
 fn join(node: &mut Kernel, link: &str, peer: &NetNs, ips: &[&str]) -> Result<()> {
     let mut there = Kernel::open_in(NetNs::open(peer.path())?)?;
@@ -265,7 +391,7 @@ fn join(node: &mut Kernel, link: &str, peer: &NetNs, ips: &[&str]) -> Result<()>
         peer_netns: Some(there.netns()),
         ..NewVeth::default()
     })?;
-    let gateway: IpAddr = "10.99.0.254".parse()?;
+    let gateway: IpAddr = GATEWAY.parse()?;
     node.add_addr(link, &Addr::new(gateway.into()))?;
     node.set_link(link, &LinkChange::up())?;
     there.set_link("lo", &LinkChange::up())?;
@@ -288,6 +414,20 @@ fn serve(netns: &NetNs, address: SocketAddr) -> Result<()> {
         for mut stream in listener.incoming().flatten() {
             // The client may be gone already.
             drop(stream.write_all(address.ip().to_string().as_bytes()));
+        }
+    });
+    Ok(())
+}
+
+/// A server that sends back what it gets.
+fn echo(netns: &NetNs, address: SocketAddr) -> Result<()> {
+    let listener = netns.run(|| TcpListener::bind(address))??;
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let mut buffer = [0; 64];
+                while stream.read_exact(&mut buffer).is_ok() && stream.write_all(&buffer).is_ok() {}
+            });
         }
     });
     Ok(())

@@ -2,7 +2,7 @@
 //! start, one changed endpoint, memory, new connections through a Service beside direct ones, and
 //! the bare kernel operation.
 
-mod lab;
+pub(super) mod lab;
 
 use std::time::{Duration, Instant};
 
@@ -227,10 +227,10 @@ fn connections(way: &Way, size: usize, lab: &Lab) -> Result<Vec<Figure>> {
 }
 
 /// What the log says when events are in the kernel.
-const COMMITTED: &str = "events are in the kernel";
+pub(super) const COMMITTED: &str = "events are in the kernel";
 
 /// The times that the log has in lines with `what`: `... took=12.3ms ...`.
-fn times<'a>(log: &'a str, what: &'a str) -> impl Iterator<Item = Duration> + 'a {
+pub(super) fn times<'a>(log: &'a str, what: &'a str) -> impl Iterator<Item = Duration> + 'a {
     let lines = log.lines().filter(move |line| line.contains(what));
     lines.filter_map(|line| {
         let (_, took) = line.rsplit_once("took=")?;
@@ -293,14 +293,14 @@ fn floor(way: &Way) -> Result<Vec<f64>> {
     })?
 }
 
-fn megabytes(bytes: u64) -> f64 {
+pub(super) fn megabytes(bytes: u64) -> f64 {
     u32::try_from(bytes / 1000)
         .map(f64::from)
         .unwrap_or_default()
         / 1e3
 }
 
-fn to_f64(n: usize) -> f64 {
+pub(super) fn to_f64(n: usize) -> f64 {
     u32::try_from(n).map(f64::from).unwrap_or_default()
 }
 
