@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 
 use crate::layout::{BPF_DIR, Layout, STATE_DIR};
 use crate::supervise::read_pids;
-use crate::{network, say, up};
+use crate::{gone, network, say, up};
 
 /// The supervisor ends its daemons within its own limits; after this it is killed.
 const SUPERVISOR_TIMEOUT: Duration = Duration::from_secs(8);
@@ -72,11 +72,8 @@ fn is_ours(pid: i32) -> bool {
 
 /// With the last pin the kernel lets go of eBPF programs and maps.
 fn remove_pins(layout: &Layout) -> Result<()> {
-    let dir = layout.bpf_dir();
-    match fs::remove_dir_all(&dir) {
-        Ok(()) => {}
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(e).with_context(|| format!("remove {}", dir.display())),
+    if !gone::dir(&layout.bpf_dir())? {
+        return Ok(());
     }
     // Other clusters may have theirs beside it.
     let _last = fs::remove_dir(BPF_DIR).is_ok();

@@ -3,6 +3,7 @@
 mod api;
 mod daemons;
 mod down;
+mod gone;
 mod image;
 mod layout;
 mod network;

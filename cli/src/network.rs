@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::net::IpAddr;
-use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use ipnetwork::IpNetwork;
@@ -12,6 +11,7 @@ use linux::link::{LinkChange, NewBridge, NewVeth};
 use linux::route::{PROTOCOL_BOOT, Route};
 use linux::{Host, Kernel, Mac, NetNs};
 
+use crate::gone;
 use crate::layout::{Layout, NodeLayout};
 
 /// The interface of a node on the underlay.
@@ -84,17 +84,8 @@ fn show_to_ip_netns(node: &NodeLayout) -> Result<()> {
     if let Some(dir) = link.parent() {
         fs::create_dir_all(dir).with_context(op)?;
     }
-    remove_file(link)?;
+    gone::file(link)?;
     std::os::unix::fs::symlink(&node.netns, link).with_context(op)
-}
-
-fn remove_file(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != ErrorKind::NotFound => {
-            Err(e).with_context(|| format!("remove {}", path.display()))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// The underlay must be no network that this machine already uses.
@@ -129,7 +120,7 @@ pub(crate) fn remove(layout: &Layout) -> Result<()> {
         // The cable goes first: a namespace vanishes at the kernel's leisure.
         host.ensure_no_link(&node.cable)?;
         NetNs::remove(&node.netns)?;
-        remove_file(&node.netns_link)?;
+        gone::file(&node.netns_link)?;
     }
     host.ensure_no_link(&layout.bridge())?;
     // Only when nobody else has a namespace there; `ip netns` makes the folder again when needed.

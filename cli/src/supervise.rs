@@ -11,12 +11,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use linux::cgroup::Hierarchies;
 use linux::process;
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::daemons::{self, Service};
+use crate::gone;
 use crate::layout::{ClusterArgs, Layout};
 
 /// Pause before a daemon that died is started again: doubles from the first to the second.
@@ -108,12 +109,7 @@ impl Supervisor {
 
     fn start(&self, service: &Service, tell: &std::sync::mpsc::Sender<()>) -> Result<Child> {
         let path = self.notify_path(&service.name);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                bail!("remove {}: {error}", path.display())
-            }
-            _ => {}
-        }
+        gone::file(&path)?;
         let socket = UnixDatagram::bind(&path).with_context(|| path.display().to_string())?;
         socket.set_read_timeout(Some(READY_TIMEOUT))?;
         let mut daemon = service.daemon.clone();

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use api::cidr::parse_cidr;
 use api::core::Node;
-use api::network_policy::NetworkPolicy;
+use api::networking::NetworkPolicy;
 use api::pod::{Namespace, Pod};
 use api::watch::Event;
 use linux::conntrack::Conntrack;

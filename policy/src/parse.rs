@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use api::cidr::{Family, parse_cidr, parse_ip};
-use api::network_policy::{NetworkPolicy, NumberOrName, PolicyPeer, PolicyPort};
+use api::networking::{NetworkPolicy, NumberOrName, PolicyPeer, PolicyPort};
 use api::selector::{LabelSelector, LabelSelectorSpec};
 
 use crate::ranges::{self, Range};
@@ -386,7 +386,7 @@ impl Reader<'_> {
         Some(PodSet::new(namespaces, pods))
     }
 
-    fn block(&mut self, field: &str, block: &api::network_policy::IpBlock, out: &mut Peers) {
+    fn block(&mut self, field: &str, block: &api::networking::IpBlock, out: &mut Peers) {
         let net = match parse_cidr(&block.cidr) {
             Ok(net) => net,
             Err(error) => {

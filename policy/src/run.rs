@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use api::core::Node;
-use api::network_policy::NetworkPolicy;
+use api::networking::NetworkPolicy;
 use api::pod::{Namespace, Pod};
 use client::{Client, Resource, Selection};
 use futures::stream::select_all;

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use api::network_policy::NetworkPolicy;
+use api::networking::NetworkPolicy;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

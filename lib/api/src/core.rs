@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::meta::{ObjectMeta, Resource, is_default, null_as_default};
+use crate::meta::{ObjectMeta, is_default, null_as_default, resource};
 
 /// A service.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,21 +21,7 @@ pub struct Service {
     pub status: ServiceStatus,
 }
 
-impl Resource for Service {
-    const GROUP: &'static str = "";
-    const VERSION: &'static str = "v1";
-    const KIND: &'static str = "Service";
-    const PLURAL: &'static str = "services";
-    const NAMESPACED: bool = true;
-
-    fn meta(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
-    }
-}
+resource!(Service: "", "v1", "Service", "services", namespaced true);
 
 /// `spec` of a service.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -221,21 +207,7 @@ pub struct Node {
     pub status: NodeStatus,
 }
 
-impl Resource for Node {
-    const GROUP: &'static str = "";
-    const VERSION: &'static str = "v1";
-    const KIND: &'static str = "Node";
-    const PLURAL: &'static str = "nodes";
-    const NAMESPACED: bool = false;
-
-    fn meta(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
-    }
-}
+resource!(Node: "", "v1", "Node", "nodes", namespaced false);
 
 /// `spec` of a node.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

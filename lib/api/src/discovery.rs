@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::meta::{ObjectMeta, ObjectReference, Resource, null_as_default};
+use crate::meta::{ObjectMeta, ObjectReference, null_as_default, resource};
 
 /// The label by which a slice names its service.
 pub const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -33,21 +33,7 @@ impl EndpointSlice {
     }
 }
 
-impl Resource for EndpointSlice {
-    const GROUP: &'static str = "discovery.k8s.io";
-    const VERSION: &'static str = "v1";
-    const KIND: &'static str = "EndpointSlice";
-    const PLURAL: &'static str = "endpointslices";
-    const NAMESPACED: bool = true;
-
-    fn meta(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
-    }
-}
+resource!(EndpointSlice: "discovery.k8s.io", "v1", "EndpointSlice", "endpointslices", namespaced true);
 
 /// One endpoint, usually a pod.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

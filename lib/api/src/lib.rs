@@ -6,7 +6,6 @@ pub mod cni;
 pub mod core;
 pub mod discovery;
 pub mod meta;
-pub mod network_policy;
 pub mod networking;
 pub mod pod;
 pub mod quantity;

@@ -24,6 +24,30 @@ pub trait Resource {
     fn meta_mut(&mut self) -> &mut ObjectMeta;
 }
 
+/// [`Resource`] for a type that has its metadata in the field `metadata`:
+/// `resource!(Type: group, version, kind, plural, namespaced bool)`.
+macro_rules! resource {
+    ($type:ty: $group:literal, $version:literal, $kind:literal, $plural:literal, namespaced $namespaced:literal) => {
+        impl $crate::meta::Resource for $type {
+            const GROUP: &'static str = $group;
+            const VERSION: &'static str = $version;
+            const KIND: &'static str = $kind;
+            const PLURAL: &'static str = $plural;
+            const NAMESPACED: bool = $namespaced;
+
+            fn meta(&self) -> &$crate::meta::ObjectMeta {
+                &self.metadata
+            }
+
+            fn meta_mut(&mut self) -> &mut $crate::meta::ObjectMeta {
+                &mut self.metadata
+            }
+        }
+    };
+}
+
+pub(crate) use resource;
+
 /// `metadata` of an object (slim: no managed fields).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

@@ -8,6 +8,7 @@
 mod faults;
 mod objects;
 mod pods;
+mod policies;
 mod services;
 
 use std::process::ExitCode;
@@ -34,6 +35,7 @@ const STEPS: &[Step<Cluster>] = &[
     ("a dual-stack service", services::dual_stack),
     ("a host port", services::host_port),
     ("names from a pod", services::names),
+    ("network policies", policies::network_policies),
     ("apply, apply again, delete -f", objects::apply_and_delete),
     ("get -w", objects::watch),
     ("create sends protobuf", objects::create),

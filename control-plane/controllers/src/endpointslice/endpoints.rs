@@ -206,16 +206,7 @@ fn target_port(port: &ServicePort, pod: &Pod) -> Option<i32> {
         Some(IntOrString::String(name)) => name,
     };
     let protocol = port.protocol.as_deref().unwrap_or("TCP");
-    let spec = pod.spec.as_ref()?;
-    let sidecars = spec
-        .init_containers
-        .iter()
-        .flatten()
-        .filter(|container| container.restart_policy.as_deref() == Some("Always"));
-    spec.containers
-        .iter()
-        .chain(sidecars)
-        .flat_map(|container| container.ports.iter().flatten())
+    meta::ports(pod.spec.as_ref()?)
         .find(|it| {
             it.name.as_ref() == Some(name) && it.protocol.as_deref().unwrap_or("TCP") == protocol
         })

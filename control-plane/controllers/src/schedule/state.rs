@@ -259,15 +259,7 @@ pub(crate) fn requests(spec: &PodSpec) -> Amounts {
 }
 
 fn host_ports(spec: &PodSpec) -> Vec<HostPort> {
-    let sidecars = spec
-        .init_containers
-        .iter()
-        .flatten()
-        .filter(|container| container.restart_policy.as_deref() == Some("Always"));
-    spec.containers
-        .iter()
-        .chain(sidecars)
-        .flat_map(|container| container.ports.iter().flatten())
+    meta::ports(spec)
         .filter_map(|port| {
             Some(HostPort {
                 address: port.host_ip.clone().unwrap_or_default(),
