@@ -46,17 +46,20 @@ fn ways(cluster: &Cluster) -> Result<Vec<String>> {
 
 /// Waits until the client reaches the replicas on every way, or on none.
 fn expect(cluster: &Cluster, why: &str, reached: bool) -> Result<()> {
-    for way in ways(cluster)? {
-        let script = format!("timeout 2 wget -qO- http://{way}/cgi-bin/whoami");
-        wait_until(why, POD_TIMEOUT, || {
-            let answer =
-                cluster.kubectl_output(&["exec", "client", "--", "sh", "-c", &script], "")?;
-            let text = answer.text();
-            ensure!(answer.status.success() == reached, "{way}: {text}");
-            Ok(())
-        })?;
-    }
-    Ok(())
+    let ways = ways(cluster)?;
+    let script = format!(
+        "for way in {}; do timeout 1 wget -qO- http://$way/cgi-bin/whoami >/dev/null && echo $way & done; wait",
+        ways.join(" ")
+    );
+    wait_until(why, POD_TIMEOUT, || {
+        let answer = cluster.kubectl(&["exec", "client", "--", "sh", "-c", &script])?;
+        let open = answer.lines().count();
+        ensure!(
+            open == if reached { ways.len() } else { 0 },
+            "reached: {answer}"
+        );
+        Ok(())
+    })
 }
 
 pub(crate) fn network_policies(cluster: &Cluster) -> Result<()> {
