@@ -1,5 +1,7 @@
 //! What is wanted against what is in the kernel.
 
+use std::iter::Peekable;
+
 use super::desired::Desired;
 use super::item::{Key, Value};
 
@@ -42,37 +44,63 @@ impl Change {
     /// In parts of about `size` elements, to be made one after the other. Nothing ever leads to
     /// what is not there: first comes what is added or gets another value, in the order of keys;
     /// then what goes, in the opposite order.
-    pub fn split(self, size: usize) -> Vec<Self> {
-        if self.len() <= size {
-            return vec![self];
+    pub fn split(self, size: usize) -> Parts {
+        let whole = self.len() <= size;
+        let (small, large) = if whole {
+            (Some(self), Self::default())
+        } else {
+            (None, self)
+        };
+        Parts {
+            small,
+            add: large.add.into_iter(),
+            delete: large.delete.into_iter().peekable(),
+            gone: Vec::new(),
+            size,
         }
-        let mut parts = Vec::new();
-        let mut part = Self::default();
-        let mut old = self.delete.into_iter().peekable();
-        let mut gone = Vec::new();
-        for (key, value) in self.add {
-            while let Some(next) = old.next_if(|(other, _)| *other <= key) {
+    }
+}
+
+/// The parts of a change: made one by one, since all of a cold start together are some megabytes.
+#[derive(Debug)]
+pub struct Parts {
+    /// A change that is not divided.
+    small: Option<Change>,
+    add: std::vec::IntoIter<(Key, Value)>,
+    delete: Peekable<std::vec::IntoIter<(Key, Value)>>,
+    /// What goes without anything in its place, of what was passed so far.
+    gone: Vec<(Key, Value)>,
+    size: usize,
+}
+
+impl Iterator for Parts {
+    type Item = Change;
+
+    fn next(&mut self) -> Option<Change> {
+        if let Some(whole) = self.small.take() {
+            return Some(whole);
+        }
+        let mut part = Change::default();
+        while part.len() < self.size
+            && let Some((key, value)) = self.add.next()
+        {
+            while let Some(next) = self.delete.next_if(|(other, _)| *other <= key) {
                 if next.0 == key {
                     part.delete.push(next);
                 } else {
-                    gone.push(next);
+                    self.gone.push(next);
                 }
             }
             part.add.push((key, value));
-            if part.len() >= size {
-                parts.push(std::mem::take(&mut part));
-            }
         }
-        gone.extend(old);
-        parts.push(part);
-        for chunk in gone.rchunks(size) {
-            parts.push(Self {
-                add: Vec::new(),
-                delete: chunk.to_vec(),
-            });
+        if !part.is_empty() {
+            return Some(part);
         }
-        parts.retain(|part| !part.is_empty());
-        parts
+        self.gone.extend(self.delete.by_ref());
+        let from = self.gone.len().saturating_sub(self.size);
+        let delete = self.gone.split_off(from);
+        let add = Vec::new();
+        Some(Change { add, delete }).filter(|part| !part.is_empty())
     }
 }
 
@@ -80,6 +108,10 @@ impl Change {
 pub fn full(desired: &Desired, seen: &[(Key, Value)]) -> Change {
     let wanted = desired.contents();
     let mut change = Change::default();
+    if seen.is_empty() {
+        change.add = wanted;
+        return change;
+    }
     let mut seen = seen.iter().peekable();
     for (key, value) in wanted {
         while let Some((other, old)) = seen.next_if(|(other, _)| *other < key) {
