@@ -104,6 +104,9 @@ impl Interest {
         let entry = match message.header.family {
             AddressFamily::Bridge => {
                 let (_, entry) = fdb::parse(message)?;
+                // Some kernels (6.1, 6.12) tell of each change twice, the second time without the
+                // outer address (`rtnl_fdb_add`); mending that would be told twice, and so on.
+                entry.dst?;
                 Entry::Fdb(dev.clone(), entry)
             }
             _ => {
@@ -195,5 +198,38 @@ impl Events {
 impl Drop for Events {
     fn drop(&mut self) {
         self.pump.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_route::neighbour::{
+        NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourState,
+    };
+
+    use super::*;
+
+    #[test]
+    fn what_is_told_twice_is_heard_once() {
+        let interest = Interest {
+            ours: BTreeMap::from([(7, "seaway.1".to_owned())]),
+            ..Interest::default()
+        };
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Bridge;
+        message.header.ifindex = 7;
+        message.header.state = NeighbourState::Permanent;
+        message.header.flags = NeighbourFlags::Own;
+        let mac = NeighbourAttribute::LinkLayerAddress(vec![2, 0, 0, 0, 0, 1]);
+        message.attributes.push(mac);
+        let messages = [Message::NewNeighbour, Message::DelNeighbour];
+        for of in messages {
+            assert_eq!(interest.told(&of(message.clone())), None);
+        }
+        let ip = NeighbourAddress::Inet([172, 31, 0, 1].into());
+        message.attributes.push(NeighbourAttribute::Destination(ip));
+        for of in messages {
+            assert!(interest.told(&of(message.clone())).is_some());
+        }
     }
 }
