@@ -1,7 +1,7 @@
 //! Stage `vm` of `cargo xtask test`: tests that need IPVS, as they were built here, in guests whose
 //! kernels have it. Both lanes run at the same time: one has nf_tables, the other is fast.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
@@ -9,71 +9,138 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use linux::exec::Exec;
 
-use crate::run::{root_dir, target_dir};
+use crate::run::{cargo, root_dir, target_dir};
 use crate::test::{Tally, failures};
-use crate::vm::{Lane, prepare};
+use crate::vm::{Lane, Missing, prepare};
 
-/// How long a guest may take. It is minutes on an idle machine.
+/// Seconds after which a guest is ended. It takes minutes on an idle machine.
 const GUEST_SECONDS: u64 = 1200;
 
 /// Building the tests.
 const BUILD_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// Test programs of a lane, with what is to run of each.
-const LANES: &[(Lane, &[(&str, &str)])] = &[
+/// The test that runs in two guests at once.
+const TWO_NODES: &str = "two_nodes";
+
+/// A test program, and the arguments that choose what runs of it.
+type Part = (&'static str, &'static [&'static str]);
+
+/// What runs in each lane. Nothing of it may be skipped there. The slow lane leaves out what depends
+/// neither on nf_tables nor on the kernel's version.
+const LANES: &[(Lane, &[Part])] = &[
     (
         Lane::Uml,
         &[
-            ("ipvs", ""),
-            ("ipvs_filter", ""),
-            ("ipvs_live", ""),
-            ("tables", "ipvs"),
+            ("ipvs", &[]),
+            ("ipvs_filter", &["ipset"]),
+            ("ipvs_live", &[]),
+            ("ipvs_services", &[]),
+            ("tables", &["--exact", "ipvs"]),
         ],
     ),
-    (Lane::Tcg, &[("ipvs", ""), ("ipvs_live", "")]),
+    (
+        Lane::Tcg,
+        &[
+            ("ipvs", &["--skip", "many_destinations"]),
+            ("ipvs_filter", &["nf_tables"]),
+            (
+                "ipvs_live",
+                &["change_places", "drains", "restarts", "leaves"],
+            ),
+            ("ipvs_services", &["--skip", "every_scheduler"]),
+            ("tables", &["--exact", "ipvs"]),
+        ],
+    ),
 ];
 
 /// Runs both lanes.
 pub(crate) fn run() -> Result<Tally> {
     let mut total = Tally::default();
     let programs = build()?;
+    let mut ready = Vec::new();
+    // One after the other: both may install packages.
+    for (lane, parts) in LANES {
+        match prepare(*lane) {
+            Ok(_) => ready.push((*lane, *parts)),
+            Err(error) if error.is::<Missing>() => {
+                let why = format!("tests in a guest ({}): {error:#}", lane.name());
+                total.skipped.push(why);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let mut chains = Vec::new();
+    for (lane, parts) in &ready {
+        chains.push(vec![vec![of_lane(*lane, parts, &programs)?]]);
+    }
+    // Two guests of the slow lane take the place of the fast one, which is done first.
+    if ready.iter().any(|(lane, _)| *lane == Lane::Tcg) {
+        chains[0].push(pair(&programs)?.into());
+    }
+    let chain = |guests: Vec<Vec<Guest>>| {
+        let mut all = Tally::default();
+        for guests in guests {
+            all.add(together(guests, Guest::run)?);
+        }
+        Ok(all)
+    };
+    total.add(together(chains, chain)?);
+    Ok(total)
+}
+
+/// Runs all at the same time.
+fn together<T: Send>(all: Vec<T>, run: impl Fn(T) -> Result<Tally> + Sync) -> Result<Tally> {
     let results: Vec<Result<Tally>> = thread::scope(|scope| {
-        let jobs: Vec<_> = LANES
-            .iter()
-            .map(|(lane, tests)| {
-                // One after the other: both may install packages.
-                let ready = prepare(*lane);
-                let programs = &programs;
-                scope.spawn(move || match ready {
-                    Ok(_) => run_lane(*lane, tests, programs),
-                    Err(error) => Ok(Tally {
-                        skipped: vec![format!("tests in a guest ({}): {error:#}", lane.name())],
-                        ..Tally::default()
-                    }),
-                })
-            })
-            .collect();
+        let run = &run;
+        let start = |one| scope.spawn(move || run(one));
+        let jobs: Vec<_> = all.into_iter().map(start).collect();
         let ended = jobs.into_iter().map(|job| job.join());
         ended
-            .map(|result| result.unwrap_or_else(|_| bail!("a lane panicked")))
+            .map(|result| result.unwrap_or_else(|_| bail!("a guest's thread panicked")))
             .collect()
     });
+    let mut total = Tally::default();
     for result in results {
         total.add(result?);
     }
     Ok(total)
 }
 
-/// Builds the test programs; their files by name.
-fn build() -> Result<BTreeMap<String, PathBuf>> {
-    let mut args = vec!["test", "-p", "seaway-linux", "-p", "proxy", "--no-run"];
-    for name in ["ipvs", "ipvs_filter", "ipvs_live", "tables"] {
+/// One guest and what it runs.
+struct Guest {
+    /// In messages and in the name of its log.
+    name: String,
+    lane: Lane,
+    /// Flags of `cargo xtask vm`.
+    flags: Vec<String>,
+    /// For its shell.
+    script: String,
+}
+
+/// Test programs' files by name.
+type Programs = BTreeMap<String, PathBuf>;
+
+/// Builds the test programs, and the programs that they start. Packages are chosen as in the stages
+/// before, so that nothing is built twice.
+fn build() -> Result<Programs> {
+    let parts = LANES.iter().flat_map(|(_, parts)| *parts);
+    let names: BTreeSet<&str> = parts.map(|(name, _)| *name).collect();
+    let mut args = vec!["test", "--workspace", "--exclude", "seaway-tests"];
+    for name in names {
         args.extend(["--test", name]);
     }
-    args.push("--message-format=json");
+    let mut programs = build_tests(&args)?;
+    let two_nodes = ["test", "-p", "seaway-tests", "--test", TWO_NODES];
+    programs.extend(build_tests(&two_nodes)?);
+    cargo(&["build", "--workspace", "--bins", "--quiet"]).run()?;
+    Ok(programs)
+}
+
+fn build_tests(args: &[&str]) -> Result<Programs> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let exec = Exec::new(cargo).args(&args).dir(root_dir());
+    let exec = Exec::new(cargo).args(args).dir(root_dir());
     let output = exec
+        .args(["--no-run", "--message-format=json"])
         .timeout(BUILD_TIMEOUT)
         .run()
         .context("build the tests")?;
@@ -91,50 +158,84 @@ fn build() -> Result<BTreeMap<String, PathBuf>> {
     Ok(programs)
 }
 
-fn run_lane(
-    lane: Lane,
-    tests: &[(&str, &str)],
-    programs: &BTreeMap<String, PathBuf>,
-) -> Result<Tally> {
+fn of_lane(lane: Lane, parts: &[Part], programs: &Programs) -> Result<Guest> {
     let mut script = String::from("code=0\n");
-    for (name, filter) in tests {
-        let program = programs
-            .get(*name)
-            .with_context(|| format!("no test {name}"))?;
+    for (name, choice) in parts {
         let line = format!(
-            "{} --show-output --test-threads 1 {filter} || code=1\n",
-            program.display()
+            "{} --show-output --test-threads 1 {} || code=1\n",
+            file(programs, name)?,
+            choice.join(" ")
         );
         script.push_str(&line);
     }
     script.push_str("exit $code");
-    let name = lane.name();
-    let log = target_dir().join(format!("xtask-vm-{name}.log"));
-    let me = own_program()?;
-    let outer = "exec \"$0\" vm --lane \"$1\" --timeout \"$2\" -- sh -c \"$3\" > \"$4\" 2>&1";
-    let output = Exec::new("sh")
-        .args(["-c", outer])
-        .arg(me)
-        .args([name, &GUEST_SECONDS.to_string(), &script])
-        .arg(&log)
-        .dir(root_dir())
-        .timeout(Duration::from_secs(GUEST_SECONDS + 120))
-        .output()?;
-    let text = String::from_utf8_lossy(&std::fs::read(&log)?).into_owned();
-    let mut tally = Tally::read(&text);
-    for skipped in &mut tally.skipped {
-        *skipped = format!("in a guest ({name}): {skipped}");
-    }
-    if !output.status.success() || tally.failed > 0 {
-        println!("{}", failures(&text));
-        if tally.failed == 0 {
-            bail!(
-                "the guest ({name}) did not run to the end; see {}",
-                log.display()
-            );
+    Ok(Guest {
+        name: lane.name().to_owned(),
+        lane,
+        flags: Vec::new(),
+        script,
+    })
+}
+
+/// Two guests on a segment of their own.
+fn pair(programs: &Programs) -> Result<[Guest; 2]> {
+    const FIRST: u32 = 10_000;
+    const N: u32 = 50_000;
+    let segment = FIRST + std::process::id() % N;
+    let program = file(programs, TWO_NODES)?;
+    Ok([1, 2].map(|number| Guest {
+        name: format!("node-{number}"),
+        lane: Lane::Tcg,
+        flags: vec![format!("--segment={segment}"), "--memory=1024".to_owned()],
+        script: format!("SEAWAY_NODE={number} exec {program} --show-output"),
+    }))
+}
+
+fn file<'a>(programs: &'a Programs, name: &str) -> Result<std::path::Display<'a>> {
+    let program = programs.get(name);
+    Ok(program
+        .with_context(|| format!("no test {name}"))?
+        .display())
+}
+
+impl Guest {
+    /// Runs it to its end.
+    fn run(self) -> Result<Tally> {
+        let name = &self.name;
+        let log = target_dir().join(format!("xtask-vm-{name}.log"));
+        let outer = "log=\"$1\"; shift; exec \"$0\" vm \"$@\" > \"$log\" 2>&1";
+        let seconds = GUEST_SECONDS.to_string();
+        let output = Exec::new("sh")
+            .args(["-c", outer])
+            .arg(own_program()?)
+            .arg(&log)
+            .args(["--lane", self.lane.name(), "--timeout", &seconds])
+            .args(&self.flags)
+            .args(["--", "sh", "-c", &self.script])
+            .dir(root_dir())
+            .timeout(Duration::from_secs(GUEST_SECONDS + 120))
+            .output()?;
+        let text = String::from_utf8_lossy(&std::fs::read(&log)?).into_owned();
+        let mut tally = Tally::read(&text);
+        for counted in &mut tally.counted {
+            *counted = format!("in a guest ({name}): {counted}");
         }
+        // What a guest is there for, it must have.
+        for skipped in std::mem::take(&mut tally.skipped) {
+            println!("in a guest ({name}) nothing may be skipped: {skipped}");
+            tally.failed += 1;
+        }
+        if !output.status.success() || tally.failed > 0 {
+            println!("{}", failures(&text));
+            if tally.failed == 0 {
+                bail!(
+                    "the guest ({name}) did not run to the end; see {}",
+                    log.display()
+                );
+            }
+        }
+        Ok(tally)
     }
-    Ok(tally)
 }
 
 /// This program's file: a stage before may have built it anew, in the place of what runs.

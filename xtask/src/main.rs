@@ -67,7 +67,7 @@ enum Command {
     Tidy,
     /// Measure; a table for people, or one JSON object a line
     Bench {
-        /// What to measure: cni, overlay, proxy, cluster; all when left out
+        /// What to measure: cni, overlay, proxy, ebpf, cluster; ipvs (in a guest); all but ipvs when left out
         name: Option<String>,
         /// One JSON object a line
         #[arg(long)]
@@ -112,7 +112,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Ci => test::run(&[]),
         Command::Net { filter } => test::net(filter.as_deref()),
         Command::Tidy => tidy::run(),
-        Command::Bench { name, json } => bench::run(name.as_deref(), json),
+        Command::Bench { name, json } => return bench::run(name.as_deref(), json),
         Command::Ebpf { check } => ebpf::run(check),
         Command::Dist => bail!("dist: not yet (it comes with the first release)"),
     }?;

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use linux::exec::{Exec, which};
 
 use crate::run::root_dir;
+use crate::vm;
 
 /// Installing packages may take long on a slow mirror.
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(900);
@@ -55,6 +56,12 @@ pub(crate) fn run(run_only: bool) -> Result<()> {
             None => fetch_kubectl()?,
         }
         reference_plugins()?;
+        // Tests that need a guest are skipped where there can be none.
+        for lane in vm::Lane::ALL {
+            if let Err(error) = vm::prepare(lane) {
+                println!("setup: no guest ({}): {error:#}", lane.name());
+            }
+        }
     }
     println!("setup: done");
     Ok(())

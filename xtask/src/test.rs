@@ -53,9 +53,6 @@ impl Tally {
     }
 }
 
-/// A stage that runs only by its name, since it does not pass on every machine yet.
-const BY_NAME: &str = "vm";
-
 type Stage = (&'static str, fn() -> Result<Tally>);
 
 /// In this order; the name is what `--only` takes.
@@ -98,11 +95,6 @@ pub(crate) fn run(only: &[String]) -> Result<()> {
     let mut total = Tally::default();
     for (name, stage) in STAGES {
         if !only.is_empty() && !only.iter().any(|o| o == name) {
-            continue;
-        }
-        if only.is_empty() && *name == BY_NAME {
-            let why = "runs when it is asked for: cargo xtask test --only vm";
-            total.skipped.push(format!("stage {name}: {why}"));
             continue;
         }
         let start = Instant::now();

@@ -472,16 +472,17 @@ impl Lab {
 
     /// The rules on the node, without what changes by itself.
     pub(crate) fn rules(&self, family: Family) -> String {
-        // The listing program fails while somebody deletes a set that a rule named.
+        // The program first reads the rules and then asks for the name of each set in them. When rules
+        // and sets go in between, it fails; the next one is whole.
         let save = || Iptables::detect(family).unwrap().save(None);
-        let tries = std::iter::repeat_with(|| self.node.run(save)).take(50);
-        let (found, failed): (Vec<_>, Vec<_>) = tries
-            .scan(false, |done, result| {
-                (!std::mem::replace(done, result.is_ok())).then_some(result)
-            })
-            .partition(Result::is_ok);
-        let text = found.into_iter().flatten().next();
-        let text = text.unwrap_or_else(|| panic!("{failed:?}"));
+        let deadline = Instant::now() + patience();
+        let text = loop {
+            match self.node.run(save) {
+                Ok(text) => break text,
+                Err(error) => assert!(Instant::now() < deadline, "{error}"),
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
         let own =
             |line: &&str| line.starts_with("-A") || (line.starts_with(':') && line.contains(" - "));
         text.lines()

@@ -291,7 +291,8 @@ impl Runner<'_> {
         // No earlier marker may stand for this one.
         let [high, low] = MARKER.fetch_add(1, Ordering::Relaxed).to_be_bytes();
         for family in self.families {
-            let ip = mapped(&format!("172.29.{high}.{low}"), *family);
+            // Above all others: addresses come in their order, and after all that is behind them.
+            let ip = mapped(&format!("223.255.{high}.{low}"), *family);
             vips.push(SocketAddr::new(parse_ip(&ip).unwrap(), FENCE_PORT));
             items.extend(marker(*family, &ip));
         }
@@ -309,22 +310,29 @@ impl Runner<'_> {
 
     fn wait_for(&self, vip: SocketAddr) {
         let deadline = Instant::now() + scaled(PATIENCE);
-        let source = self
-            .lab
-            .own
-            .iter()
-            .copied()
-            .find(|ip| ip.is_ipv4() == vip.is_ipv4());
-        let source = source.unwrap();
+        let family = Family::of(vip.ip());
+        let of_node = || self.lab.own.iter().find(|ip| Family::of(**ip) == family);
+        // IPVS serves the node itself already before the address is there, and with it all others.
+        // A connection that was on its way when it came is lost: not long is waited for that.
+        let (site, source, fence) = if self.way.mode == Mode::Ipvs {
+            let (ip, pod) = &self.lab.pods[0];
+            (
+                pod,
+                parse_ip(&mapped(ip, family)).unwrap(),
+                Some(fence(family)),
+            )
+        } else {
+            (&self.lab.node, *of_node().unwrap(), None)
+        };
         loop {
             let probe = Probe {
                 source: SocketAddr::new(source, port()),
                 to: vip,
                 protocol: Protocol::Tcp,
-                fence: None,
+                fence,
                 asks: false,
             };
-            let answer = self.lab.node.run(move || probe.run());
+            let answer = site.run(move || probe.run());
             if matches!(answer, Answer::Reached(who, _) if who != vip) {
                 return;
             }
@@ -355,7 +363,13 @@ impl Runner<'_> {
         }
         let expect = row.expect(self.way.mode);
         let probe = self.probe(row, &expect, setting);
-        let least = TRIES_MIN * (expect.len() + 1);
+        // Round robin takes turns: one connection more than endpoints shows a stranger.
+        let each = if self.way.mode == Mode::Ipvs {
+            1
+        } else {
+            TRIES_MIN
+        };
+        let least = each * (expect.len() + 1);
         let most = TRIES_MAX * expect.len();
         // Where sockets are translated, one that is bound to loopback can reach nothing else.
         let bind = if self.way.mode == Mode::Ebpf && source.is_loopback() {
@@ -392,12 +406,11 @@ impl Runner<'_> {
 
     fn probe(&self, row: &Row, expect: &BTreeSet<String>, setting: &Setting) -> Probe {
         let family = Family::of(row.source);
-        let fence = SocketAddr::new(parse_ip(&mapped(FENCE, family)).unwrap(), FENCE_PORT);
         Probe {
             source: SocketAddr::new(row.source, 0),
             to: row.destination,
             protocol: row.protocol,
-            fence: expect.contains("DROP").then_some(fence),
+            fence: expect.contains("DROP").then(|| fence(family)),
             asks: row.destination.port() == 53 && setting.dns().contains(&row.destination.ip()),
         }
     }
@@ -510,6 +523,11 @@ fn unspecified(ip: IpAddr) -> IpAddr {
     } else {
         std::net::Ipv6Addr::UNSPECIFIED.into()
     }
+}
+
+/// Who always answers.
+fn fence(family: Family) -> SocketAddr {
+    SocketAddr::new(parse_ip(&mapped(FENCE, family)).unwrap(), FENCE_PORT)
 }
 
 fn port() -> u16 {

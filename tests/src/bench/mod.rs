@@ -3,6 +3,7 @@
 pub mod cluster;
 pub mod cni;
 pub mod ebpf;
+pub mod ipvs;
 pub mod overlay;
 pub mod proxy;
 

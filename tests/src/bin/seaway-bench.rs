@@ -3,7 +3,7 @@
 #![expect(clippy::print_stdout, reason = "figures go to standard output")]
 
 use anyhow::{Result, bail};
-use seaway_tests::bench::{Figure, cluster, cni, ebpf, overlay, proxy};
+use seaway_tests::bench::{Figure, cluster, cni, ebpf, ipvs, overlay, proxy};
 
 type Bench = (&'static str, fn() -> Result<Vec<Figure>>);
 
@@ -12,6 +12,7 @@ const BENCHES: &[Bench] = &[
     ("overlay", overlay::run),
     ("proxy", proxy::run),
     ("ebpf", ebpf::run),
+    ("ipvs", ipvs::run),
     ("cluster", cluster::run),
 ];
 

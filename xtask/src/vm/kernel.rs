@@ -1,5 +1,6 @@
 //! The guests' kernels: Debian packages, installed or unpacked below the target folder.
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -34,14 +35,35 @@ pub(crate) struct GuestKernel {
     pub(super) modules: PathBuf,
 }
 
+/// What a guest needs cannot be had here: no rights, no Debian, or no way to its packages.
+#[derive(Debug)]
+pub(crate) struct Missing(String);
+
+impl Missing {
+    fn because(error: anyhow::Error) -> anyhow::Error {
+        Self(format!("{error:#}")).into()
+    }
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Missing {}
+
 /// Installs what the lane needs, and finds its kernel.
+///
+/// # Errors
+/// [`Missing`] when that is not to be had on this machine.
 pub(crate) fn prepare(lane: Lane) -> Result<GuestKernel> {
     let mut packages = PACKAGES.to_vec();
     packages.push(match lane {
         Lane::Tcg => ("qemu-system-x86", "qemu-system-x86_64"),
         Lane::Uml => ("user-mode-linux", "linux.uml"),
     });
-    setup::ensure(&packages)?;
+    setup::ensure(&packages).map_err(Missing::because)?;
     match lane {
         Lane::Uml => Ok(GuestKernel {
             image: which("linux.uml").context("find linux.uml")?,
@@ -65,17 +87,8 @@ pub(crate) fn prepare(lane: Lane) -> Result<GuestKernel> {
 /// kernel and boot loader are left alone. It lies in a folder named after the package's checksum,
 /// which apt-get has verified; `kernel` is a link to it.
 fn fetch(dir: &Path, kernel: &Path) -> Result<()> {
-    let apt = Apt::new(&dir.join("apt"))?;
-    apt.run("apt-get", &["update"])?;
-    let depends = apt
-        .run("apt-cache", &["depends", "linux-image-cloud-amd64"])?
-        .text();
-    let package = depends
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("Depends: "))
-        .find(|name| name.starts_with("linux-image"))
-        .context("backports name no cloud kernel")?
-        .to_owned();
+    let apt = Apt::new(&dir.join("apt")).map_err(Missing::because)?;
+    let package = newest(&apt).map_err(Missing::because)?;
     let shown = apt.run("apt-cache", &["show", &package])?.text();
     let checksum = shown
         .lines()
@@ -98,12 +111,26 @@ fn fetch(dir: &Path, kernel: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The name of the newest cloud kernel's package.
+fn newest(apt: &Apt) -> Result<String> {
+    apt.run("apt-get", &["update"])?;
+    let depends = apt
+        .run("apt-cache", &["depends", "linux-image-cloud-amd64"])?
+        .text();
+    let mut names = depends
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("Depends: "));
+    let name = names.find(|name| name.starts_with("linux-image"));
+    Ok(name.context("backports name no cloud kernel")?.to_owned())
+}
+
 fn unpack(apt: &Apt, package: &str, to: &Path) -> Result<()> {
     match fs::remove_dir_all(to) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => bail!("{}: {e}", to.display()),
         _ => {}
     }
-    apt.run("apt-get", &["download", package])?;
+    let download = apt.run("apt-get", &["download", package]);
+    download.map_err(Missing::because)?;
     let archive = fs::read_dir(&apt.dir)?
         .flatten()
         .map(|entry| entry.path())

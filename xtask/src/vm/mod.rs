@@ -17,7 +17,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 pub(crate) use guest::{first_process, second_process};
 use host::boot;
-pub(crate) use kernel::prepare;
+pub(crate) use kernel::{Missing, prepare};
 
 /// Which kernel, and how it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -31,6 +31,9 @@ pub(crate) enum Lane {
 }
 
 impl Lane {
+    /// Both.
+    pub(crate) const ALL: [Self; 2] = [Self::Tcg, Self::Uml];
+
     /// As flags write it.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -48,6 +51,12 @@ impl Lane {
     }
 }
 
+/// Memory of a guest, in MiB.
+const MEMORY: u32 = 2048;
+/// Processors of a guest. With two, QEMU's emulation now and then breaks a kernel that patches its own
+/// code: it panics, mostly while it boots.
+const CPUS: u32 = 1;
+
 /// Arguments of `cargo xtask vm`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct VmArgs {
@@ -58,10 +67,10 @@ pub(crate) struct VmArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     pub(crate) timeout: u64,
     /// Memory of the guest
-    #[arg(long, value_name = "MIB", default_value_t = 2048)]
+    #[arg(long, value_name = "MIB", default_value_t = MEMORY)]
     pub(crate) memory: u32,
     /// Processors of the guest (the lane `uml` has one)
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = CPUS)]
     pub(crate) cpus: u32,
     /// A network card for the guest, on a segment shared with every other guest of this machine
     /// that names the same number (lane `tcg`)
@@ -73,6 +82,21 @@ pub(crate) struct VmArgs {
     /// The command
     #[arg(last = true, required = true)]
     pub(crate) command: Vec<String>,
+}
+
+impl VmArgs {
+    /// As from the command line, with nothing but these given.
+    pub(crate) fn new(lane: Lane, timeout: u64, command: Vec<String>) -> Self {
+        Self {
+            lane,
+            timeout,
+            memory: MEMORY,
+            cpus: CPUS,
+            segment: None,
+            share: None,
+            command,
+        }
+    }
 }
 
 /// What the guest runs of this program.
