@@ -292,17 +292,20 @@ pub(crate) fn network_chart(cluster: &Cluster) -> Result<()> {
         ],
     ];
     for text in [made, helm(&all.concat())?.text()] {
-        let apply = ["apply", "--dry-run=server", "-f", "-"];
-        let said = cluster.kubectl_command(&apply).stdin(text).run()?.text();
-        for object in [
-            "serviceaccount/seaway-network created",
-            "clusterrole.rbac.authorization.k8s.io/seaway-network created",
-            "clusterrolebinding.rbac.authorization.k8s.io/seaway-network created",
-            "daemonset.apps/seaway-network created",
-        ] {
-            ensure!(said.contains(object), "{object} is not in {said}");
+        for dry_run in ["--dry-run=server", "--dry-run=client"] {
+            let apply = ["apply", dry_run, "-f", "-"];
+            let command = cluster.kubectl_command(&apply).stdin(text.as_str());
+            let said = command.run()?.text();
+            for object in [
+                "serviceaccount/seaway-network created",
+                "clusterrole.rbac.authorization.k8s.io/seaway-network created",
+                "clusterrolebinding.rbac.authorization.k8s.io/seaway-network created",
+                "daemonset.apps/seaway-network created",
+            ] {
+                ensure!(said.contains(object), "{object} is not in {said}");
+            }
+            ensure!(said.matches("dry run").count() == 4, "{said}");
         }
-        ensure!(said.matches("dry run").count() == 4, "{said}");
     }
     Ok(())
 }
