@@ -147,12 +147,6 @@ fn run_size(way: &Way, size: usize, empty: u64) -> Result<Vec<Figure>> {
         way.figure("cold_start_s", "s", &[cold.as_secs_f64()], note)
             .size(size),
     );
-    let programmed: Vec<f64> = times(&lab.log(), "all that was listed is programmed")
-        .map(|t| t.as_secs_f64())
-        .collect();
-    let note = "all objects listed until programmed".to_owned();
-    figures.push(way.figure("program_s", "s", &programmed, note).size(size));
-
     let changes = if way.mode == "iptables" {
         CHANGES_SLOW
     } else {
@@ -167,6 +161,11 @@ fn run_size(way: &Way, size: usize, empty: u64) -> Result<Vec<Figure>> {
         seen.push(ms(lab.wait(server, start)?.context("the proxy ended")?));
     }
     let log = lab.log();
+    let programmed: Vec<f64> = times(&log, "all that was listed is programmed")
+        .map(|t| t.as_secs_f64())
+        .collect();
+    let note = "all objects listed until programmed".to_owned();
+    figures.push(way.figure("program_s", "s", &programmed, note).size(size));
     let commits: Vec<f64> = times(&log, COMMITTED).skip(before).map(ms).collect();
     let note = "one endpoint changed: event received until committed".to_owned();
     figures.push(
