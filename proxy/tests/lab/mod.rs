@@ -39,6 +39,12 @@ fn patience() -> Duration {
     PATIENCE * scale.and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 
+/// How long a condition is waited for. After it has compared all rules the proxy rests ten times as
+/// long as that took, which on a busy machine is a second or two.
+fn patience_for_conditions() -> Duration {
+    patience() * 6
+}
+
 static COUNTER: AtomicU32 = AtomicU32::new(0);
 
 /// One network namespace.
@@ -457,7 +463,7 @@ impl Lab {
     /// Waits for a condition; shows rules and log when it does not come.
     #[track_caller]
     pub(crate) fn wait(&self, what: &str, mut done: impl FnMut(&Self) -> bool) {
-        let deadline = Instant::now() + patience();
+        let deadline = Instant::now() + patience_for_conditions();
         while !done(self) {
             if Instant::now() > deadline {
                 panic!(
@@ -475,7 +481,7 @@ impl Lab {
         // The program first reads the rules and then asks for the name of each set in them. When rules
         // and sets go in between, it fails; the next one is whole.
         let save = || Iptables::detect(family).unwrap().save(None);
-        let deadline = Instant::now() + patience();
+        let deadline = Instant::now() + patience_for_conditions();
         let text = loop {
             match self.node.run(save) {
                 Ok(text) => break text,
