@@ -104,8 +104,8 @@ impl Interest {
         let entry = match message.header.family {
             AddressFamily::Bridge => {
                 let (_, entry) = fdb::parse(message)?;
-                // Some kernels (6.1, 6.12) tell of each change twice, the second time without the
-                // outer address (`rtnl_fdb_add`); mending that would be told twice, and so on.
+                // Some kernels (seen with 6.12) tell of each change twice, the second time without
+                // the outer address; mending that would be told twice, and so on.
                 entry.dst?;
                 Entry::Fdb(dev.clone(), entry)
             }

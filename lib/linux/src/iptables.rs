@@ -81,7 +81,7 @@ pub struct Iptables {
 
 impl Iptables {
     /// Finds the kind that the calling thread's network namespace uses: the one that has rules
-    /// already, nft when none or both have.
+    /// already; when none or both have, nft, or legacy on a kernel without nf_tables.
     ///
     /// # Errors
     /// Neither kind is installed.
@@ -89,6 +89,7 @@ impl Iptables {
         let nft = Self::of(family, Backend::Nft);
         let legacy = Self::of(family, Backend::Legacy);
         match (nft, legacy) {
+            (Ok(_), Ok(legacy)) if !has_nf_tables() => Ok(legacy),
             (Ok(nft), Ok(legacy)) => {
                 // Reading this file, unlike asking the program, never makes the kernel load tables.
                 let tables = fs::read_to_string(family.legacy_tables()).unwrap_or_default();
@@ -218,4 +219,8 @@ impl Iptables {
     fn has_rules(&self) -> Result<bool> {
         Ok(self.save(None)?.lines().any(|line| line.starts_with("-A")))
     }
+}
+
+fn has_nf_tables() -> bool {
+    Nftables::open().is_ok_and(|mut nft| nft.generation().is_ok())
 }
