@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use linux::cgroup::Hierarchies;
+use linux::cgroup::{CONTROLLERS, Hierarchies};
 
 use crate::client::{ANSWER_TIMEOUT, ask};
 use crate::destroy;
@@ -73,13 +73,20 @@ impl Runtime {
                 format!("no such program {}", shim.display()),
             ));
         }
+        let groups = Hierarchies::detect()?;
+        let there = plan::controllers(&groups);
+        for name in CONTROLLERS {
+            if !there.contains(&name) {
+                tracing::warn!("no control groups for {name} here: such limits have no effect");
+            }
+        }
         let cgroup = config.cgroup_root.trim_end_matches('/');
         let inner = Inner {
             root: Root(root),
             shim,
             shim_cgroup: (!cgroup.is_empty()).then(|| format!("{cgroup}/system/shims")),
             images: ImageStore::open(&config.images)?,
-            groups: Hierarchies::detect()?,
+            groups,
         };
         let runtime = Self {
             inner: Arc::new(inner),

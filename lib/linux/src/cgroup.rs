@@ -19,6 +19,9 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause between two looks at a group that is emptying; the kernel offers no event for version 1.
 const KILL_PAUSE: Duration = Duration::from_millis(2);
 
+/// The controllers by which containers are limited.
+pub const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+
 /// The mounted hierarchies of this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Hierarchies {
@@ -67,11 +70,26 @@ impl Hierarchies {
             .collect()
     }
 
-    /// Makes the group and its parents in every hierarchy.
+    /// Whether a mounted hierarchy has this controller (cgroups(7)): version 1 names them in the
+    /// name of the mount point, version 2 lists them.
+    pub fn has_controller(&self, name: &str) -> bool {
+        let v1 = self.v1.iter().filter_map(|root| root.file_name()?.to_str());
+        let v2 = self
+            .v2
+            .iter()
+            .map(|root| fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default());
+        v1.map(ToOwned::to_owned)
+            .chain(v2)
+            .any(|list| list.split([',', ' ', '\n']).any(|it| it == name))
+    }
+
+    /// Makes the group and its parents in every hierarchy. In version 2 each parent hands the
+    /// controllers that it has on to its children, or these would have no limits.
     pub fn create(&self, path: &str) -> Result<()> {
         for root in self.v1.iter().chain(&self.v2) {
             let mut dir = root.clone();
             for part in path.split('/').filter(|p| !p.is_empty()) {
+                hand_on(&dir);
                 dir.push(part);
                 match fs::create_dir(&dir) {
                     Ok(()) => inherit_cpuset(&dir)?,
@@ -159,6 +177,26 @@ fn add(procs: &Path, pid: i32) -> Result<()> {
         .map_err(|e| Error::new(format!("add process {pid} to {}", procs.display()), e))
 }
 
+/// Lets the children of a version 2 group have its controllers (Linux
+/// Documentation/admin-guide/cgroup-v2.rst, "Enabling and Disabling"). A group with processes of
+/// its own or with threaded children cannot, which is no fault: it has no groups with limits below.
+fn hand_on(dir: &Path) {
+    let Ok(there) = fs::read_to_string(dir.join("cgroup.controllers")) else {
+        return;
+    };
+    let file = dir.join("cgroup.subtree_control");
+    let already = fs::read_to_string(&file).unwrap_or_default();
+    let has = |list: &str, name| list.split_whitespace().any(|it| it == name);
+    for name in CONTROLLERS {
+        if has(&there, name)
+            && !has(&already, name)
+            && let Err(error) = fs::write(&file, format!("+{name}"))
+        {
+            tracing::debug!(%error, "{name} is not handed on by {}", dir.display());
+        }
+    }
+}
+
 /// A new version 1 cpuset is empty and takes no process until it has CPUs and memory nodes.
 fn inherit_cpuset(dir: &Path) -> Result<()> {
     for name in ["cpuset.cpus", "cpuset.mems"] {
@@ -241,6 +279,22 @@ mod tests {
         );
         let unified = Hierarchies::from_mounts(&[mount("/sys/fs/cgroup", "cgroup2")]);
         assert_eq!(unified.dirs("x"), [Path::new("/sys/fs/cgroup/x")]);
+    }
+
+    #[test]
+    fn controllers_are_found_in_either_version() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("cgroup.controllers"), "cpuset memory\n").unwrap();
+        let both = Hierarchies {
+            v1: vec!["/sys/fs/cgroup/cpu,cpuacct".into()],
+            v2: Some(dir.path().to_owned()),
+        };
+        for name in ["cpu", "cpuacct", "cpuset", "memory"] {
+            assert!(both.has_controller(name), "{name}");
+        }
+        assert!(!both.has_controller("pids"));
+        let unified = Hierarchies { v1: vec![], ..both };
+        assert!(!unified.has_controller("cpu"));
     }
 
     #[test]

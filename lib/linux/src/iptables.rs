@@ -89,7 +89,7 @@ impl Iptables {
         let nft = Self::of(family, Backend::Nft);
         let legacy = Self::of(family, Backend::Legacy);
         match (nft, legacy) {
-            (Ok(_), Ok(legacy)) if !has_nf_tables() => Ok(legacy),
+            (Ok(nft), Ok(legacy)) if !nft.is_taken() => Ok(legacy),
             (Ok(nft), Ok(legacy)) => {
                 // Reading this file, unlike asking the program, never makes the kernel load tables.
                 let tables = fs::read_to_string(family.legacy_tables()).unwrap_or_default();
@@ -205,10 +205,7 @@ impl Iptables {
         if self.backend == Backend::Legacy {
             return Ok(());
         }
-        let family = match self.family {
-            Family::V4 => nftables::Family::Ipv4,
-            Family::V6 => nftables::Family::Ipv6,
-        };
+        let family = self.nf_family();
         let mut nft = Nftables::open()?;
         for table in tables {
             nft.ensure_no_empty_table(&TableRef::new(family, table))?;
@@ -216,11 +213,19 @@ impl Iptables {
         Ok(())
     }
 
+    /// Whether the kernel has the tables into which the new kind translates.
+    fn is_taken(&self) -> bool {
+        Nftables::open_for(self.nf_family()).is_ok()
+    }
+
+    fn nf_family(&self) -> nftables::Family {
+        match self.family {
+            Family::V4 => nftables::Family::Ipv4,
+            Family::V6 => nftables::Family::Ipv6,
+        }
+    }
+
     fn has_rules(&self) -> Result<bool> {
         Ok(self.save(None)?.lines().any(|line| line.starts_with("-A")))
     }
-}
-
-fn has_nf_tables() -> bool {
-    Nftables::open().is_ok_and(|mut nft| nft.generation().is_ok())
 }

@@ -4,6 +4,8 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use linux::cgroup::{CONTROLLERS, Hierarchies};
+
 use super::caps;
 use crate::error::{Error, Result};
 
@@ -22,6 +24,8 @@ pub struct Host {
     pub devices: Vec<Device>,
     /// The process namespace that the pod's containers share, when they do.
     pub shared_pid: Option<PathBuf>,
+    /// Which of [`CONTROLLERS`] there are; without one, its limits have no effect.
+    pub controllers: Vec<&'static str>,
     /// The directory to see as `/dev/shm`.
     pub shm: PathBuf,
 }
@@ -50,7 +54,12 @@ impl Host {
     ///
     /// # Errors
     /// `/proc` or `/dev` cannot be read.
-    pub fn observe(shm: PathBuf, shared_pid: Option<PathBuf>, privileged: bool) -> Result<Self> {
+    pub fn observe(
+        groups: &Hierarchies,
+        shm: PathBuf,
+        shared_pid: Option<PathBuf>,
+        privileged: bool,
+    ) -> Result<Self> {
         let path = Path::new("/proc/self/status");
         let text = fs::read_to_string(path).map_err(Error::path("read", path))?;
         let bounding = text.lines().find_map(|l| l.strip_prefix("CapBnd:"));
@@ -63,9 +72,17 @@ impl Host {
             caps: caps.unwrap_or(caps::ALL_KNOWN),
             devices,
             shared_pid,
+            controllers: controllers(groups),
             shm,
         })
     }
+}
+
+/// Those of [`CONTROLLERS`] that this machine has.
+pub(crate) fn controllers(groups: &Hierarchies) -> Vec<&'static str> {
+    let mut found = CONTROLLERS.to_vec();
+    found.retain(|name| groups.has_controller(name));
+    found
 }
 
 fn find_devices(dir: &Path, found: &mut Vec<Device>) -> Result<()> {

@@ -16,6 +16,7 @@ use std::path::Path;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+pub(crate) use host::controllers;
 pub use host::{Device, Host};
 
 use crate::error::{Error, Result};
@@ -61,7 +62,7 @@ pub fn container(
     };
     let mut linux = json!({
         "cgroupsPath": cgroup,
-        "resources": resources(&spec.limits, spec.security.privileged),
+        "resources": resources(&spec.limits, spec.security.privileged, host),
         "namespaces": namespaces(sandbox, host),
         "rootfsPropagation": mounts::root_propagation(&spec.mounts),
         "devices": devices(host, spec.security.privileged),
@@ -213,9 +214,10 @@ fn namespaces(sandbox: &SandboxSpec, host: &Host) -> Value {
     Value::Array(own)
 }
 
-fn resources(limits: &Limits, privileged: bool) -> Value {
+fn resources(limits: &Limits, privileged: bool, host: &Host) -> Value {
     let mut resources = json!({ "devices": [{ "allow": privileged, "access": "rwm" }] });
-    if let Some(bytes) = limits.memory_bytes {
+    let limited = |controller| host.controllers.contains(&controller);
+    if let Some(bytes) = limits.memory_bytes.filter(|_| limited("memory")) {
         put(&mut resources, "memory", json!({ "limit": bytes }));
     }
     let mut cpu = json!({});
@@ -230,10 +232,10 @@ fn resources(limits: &Limits, privileged: bool) -> Value {
             json!(limits.cpu_period_us.unwrap_or(CPU_PERIOD_US)),
         );
     }
-    if cpu.as_object().is_some_and(|cpu| !cpu.is_empty()) {
+    if limited("cpu") && cpu.as_object().is_some_and(|cpu| !cpu.is_empty()) {
         put(&mut resources, "cpu", cpu);
     }
-    if let Some(pids) = limits.pids {
+    if let Some(pids) = limits.pids.filter(|_| limited("pids")) {
         put(&mut resources, "pids", json!({ "limit": pids }));
     }
     resources

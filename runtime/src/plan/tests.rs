@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
+use linux::cgroup::CONTROLLERS;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::users::{Files, resolve};
-use super::{Host, caps, container, exec, sandbox, signal};
+use super::{Host, caps, container, exec, resources, sandbox, signal};
 use crate::image::ImageConfig;
 use crate::types::{
     ContainerSpec, ExecSpec, Limits, Mount, Propagation, SandboxSpec, Security, User,
@@ -16,6 +17,7 @@ fn host() -> Host {
     Host {
         caps: caps::ALL_KNOWN,
         shm: "/state/shm".into(),
+        controllers: CONTROLLERS.to_vec(),
         ..Host::default()
     }
 }
@@ -96,6 +98,14 @@ fn a_whole_plan() {
     let text = serde_json::to_string_pretty(&oci).unwrap();
     expect_test::expect_file!["golden/config.json"].assert_eq(&text);
     assert_eq!(plan(&pod(), &spec).unwrap(), oci);
+    // What the machine lacks is not asked for.
+    let poor = Host {
+        controllers: vec!["memory"],
+        ..host()
+    };
+    let left = resources(&spec.limits, false, &poor);
+    let left: Vec<_> = left.as_object().unwrap().keys().collect();
+    assert_eq!(left, ["devices", "memory"]);
     // It is what libcontainer reads.
     let typed: libcontainer::oci_spec::runtime::Spec = serde_json::from_value(oci).unwrap();
     assert!(typed.linux().is_some());

@@ -97,7 +97,12 @@ impl Runtime {
         };
         let pause = state::living_shim(&dir)?.and_then(|shim| shim.pause);
         let shared_pid = pause.map(|pid| format!("/proc/{pid}/ns/pid").into());
-        plan::Host::observe(shm, shared_pid, spec.security.privileged)
+        plan::Host::observe(
+            &self.inner.groups,
+            shm,
+            shared_pid,
+            spec.security.privileged,
+        )
     }
 
     /// Starts a container's program.

@@ -97,7 +97,10 @@ fn set_up(dir: &Path) -> Result<()> {
         ("tmpfs", "/run"),
         ("cgroup2", "/sys/fs/cgroup"),
         ("bpf", "/sys/fs/bpf"),
+        // The root is an overlay already, and containers' roots are overlays on what is here.
+        ("tmpfs", "/var/lib/seaway"),
     ] {
+        fs::create_dir_all(target)?;
         plain(fstype, target)?;
     }
     // A kernel may lack it, and few commands miss it.

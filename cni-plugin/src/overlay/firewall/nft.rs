@@ -171,9 +171,7 @@ impl Nft {
     /// # Errors
     /// The kernel has no nf_tables.
     pub fn new(cluster_cidrs: &[IpNetwork]) -> Result<Self> {
-        let mut door = Nftables::open()?;
-        // The socket alone opens without nf_tables, too.
-        door.generation()?;
+        let door = Nftables::open_for(nftables::Family::Ipv4)?;
         let plans = Family::BOTH.into_iter();
         Ok(Self {
             door,

@@ -4,6 +4,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::time::Duration;
 
+use super::Family;
 use super::batch::{Batch, TABLE_NAME};
 use super::chain::{
     CHAIN_HOOK, CHAIN_NAME, CHAIN_POLICY, CHAIN_TABLE, RULE_CHAIN, RULE_HANDLE, RULE_TABLE,
@@ -112,6 +113,22 @@ impl Nftables {
         Ok(Self {
             socket: NfSocket::open()?,
         })
+    }
+
+    /// Opens the socket of a kernel that has tables of `family`, which only making one tells: there
+    /// are kernels with nf_tables and without any family. Nobody else sees that table.
+    ///
+    /// # Errors
+    /// The kernel has no such tables.
+    pub fn open_for(family: Family) -> Result<Self> {
+        let mut nft = Self::open()?;
+        let name = format!("seaway-probe-{}", std::process::id());
+        let probe = TableRef::new(family, name);
+        let mut batch = Batch::new();
+        batch.add_table(&probe, None);
+        batch.delete_table(&probe);
+        nft.commit(&batch)?;
+        Ok(nft)
     }
 
     /// By this the kernel names us as the maker of a change.

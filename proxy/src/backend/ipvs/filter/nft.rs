@@ -51,17 +51,10 @@ impl Nft {
     pub fn open(family: Family) -> Result<Self> {
         let v6 = family == Family::V6;
         let of = if v6 { NftFamily::Ipv6 } else { NftFamily::Ipv4 };
-        let mut door = Nftables::open()?;
-        // A kernel may have nf_tables without any family: only making a table tells.
-        let probe = TableRef::new(of, format!("{TABLE}-probe-{}", std::process::id()));
-        let mut batch = Batch::new();
-        batch.add_table(&probe, None);
-        batch.delete_table(&probe);
-        door.commit(&batch)?;
         Ok(Self {
             v6,
             table: TableRef::new(of, TABLE),
-            door,
+            door: Nftables::open_for(of)?,
         })
     }
 
