@@ -22,6 +22,9 @@ const BUILD_TIMEOUT: Duration = Duration::from_secs(3600);
 /// The test that runs in two guests at once.
 const TWO_NODES: &str = "two_nodes";
 
+/// The test that starts a whole cluster.
+const CLUSTER: &str = "ipvs_cluster";
+
 /// A test program, and the arguments that choose what runs of it.
 type Part = (&'static str, &'static [&'static str]);
 
@@ -72,6 +75,9 @@ pub(crate) fn run() -> Result<Tally> {
     let mut chains = Vec::new();
     for (lane, parts) in &ready {
         chains.push(vec![vec![of_lane(*lane, parts, &programs)?]]);
+    }
+    if let Some(fast) = ready.iter().position(|(lane, _)| *lane == Lane::Uml) {
+        chains[fast].push(vec![cluster(&programs)?]);
     }
     // Two guests of the slow lane take the place of the fast one, which is done first.
     if ready.iter().any(|(lane, _)| *lane == Lane::Tcg) {
@@ -130,8 +136,9 @@ fn build() -> Result<Programs> {
         args.extend(["--test", name]);
     }
     let mut programs = build_tests(&args)?;
-    let two_nodes = ["test", "-p", "seaway-tests", "--test", TWO_NODES];
-    programs.extend(build_tests(&two_nodes)?);
+    let package = ["test", "-p", "seaway-tests"];
+    let names = ["--test", TWO_NODES, "--test", CLUSTER];
+    programs.extend(build_tests(&[&package[..], &names].concat())?);
     cargo(&["build", "--workspace", "--bins", "--quiet"]).run()?;
     Ok(programs)
 }
@@ -174,6 +181,17 @@ fn of_lane(lane: Lane, parts: &[Part], programs: &Programs) -> Result<Guest> {
         lane,
         flags: Vec::new(),
         script,
+    })
+}
+
+/// A whole cluster in the lane that is fast enough for it.
+fn cluster(programs: &Programs) -> Result<Guest> {
+    let program = file(programs, CLUSTER)?;
+    Ok(Guest {
+        name: "cluster".to_owned(),
+        lane: Lane::Uml,
+        flags: vec!["--memory=3072".to_owned()],
+        script: format!("exec {program} --show-output"),
     })
 }
 

@@ -6,6 +6,7 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Client, ResourceExt};
 use serde_json::json;
@@ -39,7 +40,8 @@ fn now() -> String {
 /// Runs the pods of all nodes.
 pub(crate) async fn run(client: Client) {
     let pods: Api<Pod> = Api::all(client.clone());
-    let events = watcher(pods, watcher::Config::default());
+    // Without a rest after an error it never lets go of its thread once the server is gone for good.
+    let events = watcher(pods, watcher::Config::default()).default_backoff();
     futures::pin_mut!(events);
     while let Some(event) = events.next().await {
         let Ok(Event::Apply(pod) | Event::InitApply(pod)) = event else {
