@@ -8,6 +8,7 @@
     reason = "a failed test panics, a skipped one says so"
 )]
 
+mod ipvs_lab;
 #[expect(dead_code, reason = "other suites use more of it")]
 mod lab;
 mod sockets;
@@ -15,13 +16,13 @@ mod sockets;
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use ipvs_lab::ipvs_lab;
 use lab::{Lab, service, still_alive};
+use linux::Host;
 use linux::exec::Exec;
 use linux::iptables::Family;
 use linux::ipvs::{Ipvs, Server, ServerId};
-use linux::{Host, NetNs};
 use nix::sys::signal::Signal;
 
 const ALL: &[(&str, &str)] = &[
@@ -33,23 +34,6 @@ const ALL: &[(&str, &str)] = &[
     ("fd00:180:1::1", "other"),
 ];
 const TWO: &[(&str, &str)] = &[("10.180.0.2", "node"), ("10.180.1.1", "other")];
-
-/// A lab whose proxy is in this mode; `None`, said aloud, where the kernel cannot.
-fn ipvs_lab(test: &str) -> Option<Lab> {
-    if !nix::unistd::geteuid().is_root() {
-        println!("SKIPPED {test}: needs root");
-        return None;
-    }
-    match NetNs::anonymous().unwrap().run(Ipvs::open).unwrap() {
-        Ok(_) => {}
-        Err(e) if e.is_not_found() => {
-            println!("SKIPPED {test}: this kernel has no ip_vs");
-            return None;
-        }
-        Err(e) => unreachable!("{e}"),
-    }
-    Some(Lab::new(test)?.with(&["--mode", "ipvs"]))
-}
 
 /// Virtual servers on the node, and their destinations' weights.
 fn table(lab: &Lab) -> BTreeMap<String, Vec<(SocketAddr, u32)>> {
@@ -187,17 +171,7 @@ fn ipvs_restarts_without_a_failed_connection() {
     lab.write("old.yaml", &service("old", old_spec, TWO));
     lab.start();
     let mut old = lab.p1.connect("172.30.0.41:80");
-    let stop = AtomicBool::new(false);
-    let (good, bad) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let client = NetNs::open(lab.cli.kernel_path()).unwrap();
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let to = "192.168.0.2:30041".parse().unwrap();
-            while !stop.load(Ordering::Relaxed) {
-                let answer = client.run(|| lab::ask_once(to)).unwrap();
-                if answer { &good } else { &bad }.fetch_add(1, Ordering::Relaxed);
-            }
-        });
+    let good = lab::asking::meanwhile(&mut lab, "192.168.0.2:30041", |lab| {
         for _ in 0..2 {
             lab.stop(Signal::SIGKILL);
             lab.start();
@@ -207,10 +181,8 @@ fn ipvs_restarts_without_a_failed_connection() {
         let new = "{clusterIP: 172.30.0.45, ports: [{port: 80}]}";
         lab.write("new.yaml", &service("new", new, TWO));
         lab.start();
-        stop.store(true, Ordering::Relaxed);
     });
-    assert_eq!(bad.load(Ordering::Relaxed), 0);
-    assert!(good.load(Ordering::Relaxed) > 5);
+    assert!(good > 5);
     still_alive(&mut old);
     lab.wait("the old service to go", |lab| {
         !table(lab).contains_key("tcp 172.30.0.40:80")

@@ -9,6 +9,7 @@
     reason = "a failed test panics, a skipped one says so"
 )]
 
+mod ipvs_lab;
 #[expect(dead_code, reason = "other suites use more of it")]
 mod lab;
 mod sockets;
@@ -16,8 +17,8 @@ mod sockets;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
+use ipvs_lab::ipvs_lab;
 use lab::{Lab, service};
-use linux::NetNs;
 use linux::ipvs::{Command, Destination, Ipvs, Options, Protocol, Scheduler, Server, ServerId};
 use nix::sys::signal::Signal;
 
@@ -28,22 +29,6 @@ const BOTH: &[(&str, &str)] = &[
     ("fd00:180::2", "node"),
     ("fd00:180:1::1", "other"),
 ];
-
-/// A lab whose proxy is in this mode; `None`, said aloud, where the kernel cannot.
-fn ipvs_lab(test: &str) -> Option<Lab> {
-    if !nix::unistd::geteuid().is_root() {
-        println!("SKIPPED {test}: needs root");
-        return None;
-    }
-    match NetNs::anonymous().unwrap().run(Ipvs::open).unwrap() {
-        Ok(_) => Some(Lab::new(test)?.with(&["--mode", "ipvs"])),
-        Err(e) if e.is_not_found() => {
-            println!("SKIPPED {test}: this kernel has no ip_vs");
-            None
-        }
-        Err(e) => panic!("{e}"),
-    }
-}
 
 fn tcp(to: &str) -> ServerId {
     let to: SocketAddr = to.parse().unwrap();

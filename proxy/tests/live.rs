@@ -19,7 +19,6 @@ mod live {
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use lab::{Lab, service, still_alive};
 use linux::exec::Exec;
@@ -267,17 +266,7 @@ fn killed_and_started_again_without_a_failed_connection(mode: Mode) {
     );
     lab.start();
     let mut old = lab.p1.connect("172.30.0.41:80");
-    let stop = AtomicBool::new(false);
-    let (good, bad) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let client = linux::NetNs::open(lab.cli.kernel_path()).unwrap();
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let to = "192.168.0.2:30041".parse().unwrap();
-            while !stop.load(Ordering::Relaxed) {
-                let answer = client.run(|| lab::ask_once(to)).unwrap();
-                if answer { &good } else { &bad }.fetch_add(1, Ordering::Relaxed);
-            }
-        });
+    let good = lab::asking::meanwhile(&mut lab, "192.168.0.2:30041", |lab| {
         for _ in 0..3 {
             lab.stop(Signal::SIGKILL);
             lab.start();
@@ -294,10 +283,8 @@ fn killed_and_started_again_without_a_failed_connection(mode: Mode) {
             ),
         );
         lab.start();
-        stop.store(true, Ordering::Relaxed);
     });
-    assert_eq!(bad.load(Ordering::Relaxed), 0);
-    assert!(good.load(Ordering::Relaxed) > 20);
+    assert!(good > 20);
     still_alive(&mut old);
     assert!(!lab.knows("default/old") && lab.knows("default/new"));
     lab.p1.ask("172.30.0.45:80").unwrap();
@@ -594,15 +581,6 @@ fn edits_of_our_table_are_repaired_at_once() {
     assert_eq!(rules(&lab), before);
 }
 
-/// Ends a thread that looks at it.
-struct StopsAtEnd<'a>(&'a AtomicBool);
-
-impl Drop for StopsAtEnd<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 #[test]
 fn from_mode_to_mode_without_a_failed_connection() {
     let test = "from_mode_to_mode_without_a_failed_connection";
@@ -613,19 +591,7 @@ fn from_mode_to_mode_without_a_failed_connection() {
     lab.write("web.yaml", &service("web", spec, ALL_V4));
     lab.start();
     let mut old = lab.p1.connect("172.30.0.41:80");
-    let stop = AtomicBool::new(false);
-    let (good, bad) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let client = linux::NetNs::open(lab.cli.kernel_path()).unwrap();
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let to = "192.168.0.2:30041".parse().unwrap();
-            while !stop.load(Ordering::Relaxed) {
-                let answer = client.run(|| lab::ask_once(to)).unwrap();
-                if answer { &good } else { &bad }.fetch_add(1, Ordering::Relaxed);
-            }
-        });
-        // Also when something fails in between: the client's thread is waited for.
-        let _ends = StopsAtEnd(&stop);
+    let good = lab::asking::meanwhile(&mut lab, "192.168.0.2:30041", |lab| {
         for mode in [Mode::Nftables, Mode::Iptables, Mode::Nftables] {
             lab.stop(Signal::SIGTERM);
             lab.set_mode(mode);
@@ -637,8 +603,6 @@ fn from_mode_to_mode_without_a_failed_connection() {
             lab.wait("what the other mode left to go", |lab| !other(lab));
             still_alive(&mut old);
         }
-        stop.store(true, Ordering::Relaxed);
     });
-    assert_eq!(bad.load(Ordering::Relaxed), 0);
-    assert!(good.load(Ordering::Relaxed) > 20);
+    assert!(good > 20);
 }

@@ -7,6 +7,8 @@
 //! ```
 //! IPv6 beside it: 2001:db8::9 and ::2, fd00:180::fe with ::1 and ::2, fd00:180:1::fe with ::1.
 
+pub(crate) mod asking;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};

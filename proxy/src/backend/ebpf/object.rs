@@ -27,7 +27,7 @@ const MAPS: &str = "maps-";
 const TAKEN_OVER: [&str; 3] = ["FLOWS", "SOCKETS", "AFFINITIES"];
 
 /// Every map that user space reads or writes.
-const ALL: [&str; 14] = [
+pub(super) const ALL: [&str; 14] = [
     "CONFIG",
     "FRONTENDS",
     "SERVICES",

@@ -7,24 +7,12 @@ use std::fmt::Write as _;
 use ebpf_common::abi::{Counter, CounterKey, Plain, event, from_bytes};
 use linux::bpf::Map;
 
-use super::object::Maps;
+use super::object::{ALL, Maps};
 use super::plan;
 use crate::model::PortName;
 
-/// Maps whose entries are not counted elsewhere, and may be full.
-const WATCHED: [&str; 11] = [
-    "FRONTENDS",
-    "SERVICES",
-    "SLOTS",
-    "MEMBERS",
-    "RANGES",
-    "NODE_ADDRS",
-    "IFACES",
-    "AFFINITIES",
-    "SOCKETS",
-    "FLOWS",
-    "COUNTERS",
-];
+/// Maps whose entries are not counted: always full, or of passing things.
+const UNCOUNTED: [&str; 3] = ["CONFIG", "FRAGMENTS", "EVENTS"];
 
 /// The values of all CPUs in one read.
 fn per_cpu<T: Plain>(bytes: &[u8]) -> impl Iterator<Item = T> {
@@ -60,7 +48,7 @@ pub fn render(maps: &Maps, names: &BTreeMap<u32, PortName>) -> linux::Result<Str
         ));
     }
     line(format_args!("# TYPE seaway_ebpf_map_entries gauge"));
-    for name in WATCHED {
+    for name in ALL.iter().filter(|name| !UNCOUNTED.contains(name)) {
         let map = maps.get(name);
         let (count, max) = (map.keys()?.len(), map.info().max_entries);
         line(format_args!(
