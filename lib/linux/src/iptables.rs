@@ -215,7 +215,14 @@ impl Iptables {
 
     /// Whether the kernel has the tables into which the new kind translates.
     fn is_taken(&self) -> bool {
-        Nftables::open_for(self.nf_family()).is_ok()
+        let family = self.nf_family();
+        // Where a table is there already, none is made to tell: this is on the path of each pod.
+        let is_there = |name: &str| {
+            Nftables::open()
+                .and_then(|mut nft| nft.has_table(&TableRef::new(family, name)))
+                .unwrap_or(false)
+        };
+        is_there("nat") || is_there("filter") || Nftables::open_for(family).is_ok()
     }
 
     fn nf_family(&self) -> nftables::Family {
