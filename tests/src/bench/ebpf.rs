@@ -45,6 +45,12 @@ fn run_size(size: usize) -> Result<Vec<Figure>> {
     lab.start("ebpf")?;
     let ended = "the proxy ended";
     let cold = lab.wait(SERVERS[0], start)?.context(ended)?;
+    let before = times(&lab.log(), COMMITTED).count();
+    for i in 0..CHANGES {
+        let server = SERVERS[(i + 1) % 2];
+        lab.change(server);
+        lab.wait(server, Instant::now())?.context(ended)?;
+    }
     let log = lab.log();
     let full = times(&log, "all that was listed is programmed").next();
     let full = full.context("nothing was listed")?;
@@ -62,13 +68,6 @@ fn run_size(size: usize) -> Result<Vec<Figure>> {
             "objects listed until all are in the maps",
         ),
     ];
-    let before = times(&log, COMMITTED).count();
-    for i in 0..CHANGES {
-        let server = SERVERS[(i + 1) % 2];
-        lab.change(server);
-        lab.wait(server, Instant::now())?.context(ended)?;
-    }
-    let log = lab.log();
     let writes: Vec<f64> = times(&log, COMMITTED).skip(before).map(ms).collect();
     figures.push(figure(
         "change_ms",
