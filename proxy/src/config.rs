@@ -16,9 +16,10 @@ use ipnetwork::IpNetwork;
 
 use linux::ipvs::{Scheduler, Timeouts};
 
-use crate::backend::ebpf::Place;
+use crate::backend::ebpf::{Attach, Place};
 use crate::backend::{DetectLocal, Mode, ipvs};
 
+use args::EbpfAttach;
 pub use args::{Args, DetectLocalMode};
 pub use file::KubeProxyConfiguration;
 
@@ -250,6 +251,11 @@ fn ebpf_place(args: &Args, node_name: &str) -> Place {
         pin_dir: args.ebpf_pin_dir.clone(),
         node: node_name.to_owned(),
         flows_max: args.ebpf_flows_max,
+        attach: match args.ebpf_attach {
+            EbpfAttach::Auto => None,
+            EbpfAttach::Tcx => Some(Attach::Tcx),
+            EbpfAttach::Clsact => Some(Attach::Clsact),
+        },
     }
 }
 

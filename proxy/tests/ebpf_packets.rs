@@ -87,6 +87,7 @@ impl Bench {
             pin_dir: PathBuf::from(format!("/sys/fs/bpf/seaway-{name}-{}", std::process::id())),
             node: "node".to_owned(),
             flows_max: Some(65_536),
+            attach: None,
         };
         let (object, maps) = object::open(&place).unwrap();
         let bench = Self {

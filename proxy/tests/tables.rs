@@ -83,6 +83,7 @@ fn unavailable(mode: Mode) -> Option<String> {
         pin_dir: pins.into(),
         node: "unavailable".to_owned(),
         flows_max: Some(1024),
+        attach: None,
     };
     let open = move || {
         let opened = backend::open(mode, &place, settings).map(drop);

@@ -16,12 +16,20 @@ const MAP_GET_NEXT_KEY: u32 = 4;
 const OBJ_PIN: u32 = 6;
 const OBJ_GET: u32 = 7;
 const OBJ_GET_INFO_BY_FD: u32 = 15;
+const PROG_QUERY: u32 = 16;
+const MAP_LOOKUP_BATCH: u32 = 24;
 const MAP_UPDATE_BATCH: u32 = 26;
 const MAP_DELETE_BATCH: u32 = 27;
 const LINK_UPDATE: u32 = 29;
 
 /// Entries written by one call.
 const BATCH_MAX: usize = 16_384;
+
+/// Entries read by one call, as long as each bucket of the map has fewer.
+const READ_BATCH: usize = 4096;
+
+/// `BPF_TCX_INGRESS` of `enum bpf_attach_type`.
+const TCX_INGRESS: u32 = 46;
 
 /// The leading fields of `struct bpf_map_info`.
 #[repr(C)]
@@ -309,6 +317,52 @@ impl Map {
         Ok(entries)
     }
 
+    /// Calls `each` with every entry, many read at a time. Entries that come or go meanwhile may be
+    /// there or not. Only for maps by hash; it does not count as use of an entry.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn read_many(&self, mut each: impl FnMut(&[u8], &[u8])) -> Result<()> {
+        let (key, value) = (self.info.key_size as usize, self.value_len());
+        let mut room = READ_BATCH;
+        let mut from: Option<[u64; 1]> = None;
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        loop {
+            keys.resize(room * key, 0);
+            values.resize(room * value, 0);
+            let mut next = [0_u64];
+            let count = u32::try_from(room).unwrap_or(u32::MAX);
+            let mut attr = Attr::new(&[
+                from.as_ref().map_or(0, |from| address(from)),
+                address_mut(&mut next),
+                address_mut(&mut keys),
+                address_mut(&mut values),
+                pair(count, raw(self.fd.as_fd())),
+                0,
+                0,
+            ]);
+            let end = match bpf(MAP_LOOKUP_BATCH, &mut attr) {
+                Ok(_) => false,
+                Err(e) if e.raw_os_error() == Some(libc::ENOENT) => true,
+                Err(e) if e.raw_os_error() == Some(libc::ENOSPC) && room < 1 << 20 => {
+                    room *= 2;
+                    continue;
+                }
+                Err(e) => return Err(self.error("read", e)),
+            };
+            let [a, b, c, d, ..] = attr.0[4].to_ne_bytes();
+            let found = (u32::from_ne_bytes([a, b, c, d]) as usize).min(room);
+            let entries = keys.chunks_exact(key).zip(values.chunks_exact(value));
+            for (key, value) in entries.take(found) {
+                each(key, value);
+            }
+            if end {
+                return Ok(());
+            }
+            from = Some(next);
+        }
+    }
+
     /// Adds or replaces entries, in order, many at a time. `keys` and `values` hold them end to end.
     ///
     /// # Errors
@@ -362,6 +416,13 @@ fn is_per_cpu(kind: u32) -> bool {
     matches!(kind, 5 | 6 | 10)
 }
 
+/// Whether programs can be attached to interfaces by TCX (Linux 6.6).
+pub fn has_tcx() -> bool {
+    // The loopback interface, which every network namespace has.
+    let mut attr = Attr::new(&[pair(1, TCX_INGRESS)]);
+    bpf(PROG_QUERY, &mut attr).is_ok()
+}
+
 /// How many CPUs the kernel keeps room for, from `/sys/devices/system/cpu/possible`.
 pub fn possible_cpus() -> usize {
     let text = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
@@ -384,6 +445,12 @@ pub fn netns_cookie() -> Result<u64> {
 }
 
 const SO_NETNS_COOKIE: i32 = 71;
+
+/// A socket's cookie, as programs see it (`SO_COOKIE`).
+#[cfg(test)]
+pub(crate) fn socket_cookie(socket: &impl AsRawFd) -> io::Result<u64> {
+    socket_option(socket, libc::SO_COOKIE)
+}
 
 #[expect(unsafe_code, reason = "an option that nix does not have")]
 fn socket_option(socket: &impl AsRawFd, option: i32) -> io::Result<u64> {

@@ -32,7 +32,9 @@ pub mod notify;
 pub mod process;
 pub mod route;
 pub mod shape;
+pub mod sock_diag;
 pub mod sysctl;
+pub mod tc_bpf;
 pub mod wireguard;
 
 pub use error::{Error, Result};

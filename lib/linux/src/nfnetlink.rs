@@ -219,8 +219,13 @@ impl AsFd for NfSocket {
 impl NfSocket {
     /// A socket for requests.
     pub(crate) fn open() -> Result<Self> {
-        let fail = |e: io::Error| Error::new("open a netfilter socket", e);
-        let mut socket = Socket::new(NETLINK_NETFILTER).map_err(fail)?;
+        Self::open_for(NETLINK_NETFILTER, "open a netfilter socket")
+    }
+
+    /// A socket of another protocol whose messages have four bytes before the rest, too.
+    pub(crate) fn open_for(protocol: isize, op: &str) -> Result<Self> {
+        let fail = |e: io::Error| Error::new(op, e);
+        let mut socket = Socket::new(protocol).map_err(fail)?;
         let port = socket.bind_auto().map_err(fail)?.port_number();
         socket.connect(&SocketAddr::new(0, 0)).map_err(fail)?;
         let seconds = i64::try_from(ANSWER_TIMEOUT.as_secs()).unwrap_or(i64::MAX);
@@ -344,27 +349,38 @@ impl NfSocket {
         }
     }
 
-    fn send(&mut self, op: &str, kind: u16, flags: u16, family: u8, body: &[u8]) -> Result<()> {
+    fn send(
+        &mut self,
+        op: &str,
+        kind: u16,
+        flags: u16,
+        generic: [u8; GENERIC_BYTES],
+        body: &[u8],
+    ) -> Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
         let length = HEADER_BYTES + GENERIC_BYTES + body.len();
         let mut datagram = Vec::with_capacity(length);
-        put_message(
-            &mut datagram,
-            self.sequence,
-            kind,
-            flags,
-            [family, 0, 0, 0],
-            |out| {
-                out.extend(body);
-            },
-        );
+        put_message(&mut datagram, self.sequence, kind, flags, generic, |out| {
+            out.extend(body);
+        });
         let sent = self.socket.send(&datagram, 0);
         sent.map(drop).map_err(|e| Error::new(op, e))
     }
 
     /// Sends a change and waits until the kernel has made it.
     pub(crate) fn change(&mut self, op: &str, kind: u16, family: u8, body: &[u8]) -> Result<()> {
-        self.send(op, kind, NLM_F_ACK, family, body)?;
+        self.change_of(op, kind, [family, 0, 0, 0], body)
+    }
+
+    /// As [`NfSocket::change`], with all four bytes before the body.
+    pub(crate) fn change_of(
+        &mut self,
+        op: &str,
+        kind: u16,
+        generic: [u8; GENERIC_BYTES],
+        body: &[u8],
+    ) -> Result<()> {
+        self.send(op, kind, NLM_F_ACK, generic, body)?;
         self.answers(op, |_| {}).map(drop)
     }
 
@@ -377,14 +393,14 @@ impl NfSocket {
         body: &[u8],
         each: impl FnMut(Message<'_>),
     ) -> Result<()> {
-        self.send(op, kind, NLM_F_ACK, family, body)?;
+        self.send(op, kind, NLM_F_ACK, [family, 0, 0, 0], body)?;
         self.answers(op, each).map(drop)
     }
 
     /// Sends an object that must not be there yet, and waits until the kernel has made it.
     pub(crate) fn create(&mut self, op: &str, kind: u16, family: u8, body: &[u8]) -> Result<()> {
         let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
-        self.send(op, kind, flags, family, body)?;
+        self.send(op, kind, flags, [family, 0, 0, 0], body)?;
         self.answers(op, |_| {}).map(drop)
     }
 
@@ -398,7 +414,19 @@ impl NfSocket {
         body: &[u8],
         each: impl FnMut(Message<'_>),
     ) -> Result<bool> {
-        self.send(op, kind, NLM_F_DUMP, family, body)?;
+        self.dump_of(op, kind, [family, 0, 0, 0], body, each)
+    }
+
+    /// As [`NfSocket::dump`], with all four bytes before the body.
+    pub(crate) fn dump_of(
+        &mut self,
+        op: &str,
+        kind: u16,
+        generic: [u8; GENERIC_BYTES],
+        body: &[u8],
+        each: impl FnMut(Message<'_>),
+    ) -> Result<bool> {
+        self.send(op, kind, NLM_F_DUMP, generic, body)?;
         self.answers(op, each)
     }
 

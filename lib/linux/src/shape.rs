@@ -30,7 +30,7 @@ const NANOSECONDS_A_TICK: u128 = 64;
 const LATENCY_MICROSECONDS: u128 = 25_000;
 
 /// `ETH_P_ALL` in network order, beside a filter's priority.
-const PROTOCOL_ALL: u32 = 0x0003_u16.to_be() as u32;
+pub(crate) const PROTOCOL_ALL: u32 = 0x0003_u16.to_be() as u32;
 
 /// The first filter of a link.
 const PRIORITY: u32 = 1 << 16;
@@ -227,7 +227,7 @@ fn parse(index: u32, message: &TcMessage) -> Option<TokenBucket> {
     })
 }
 
-fn on(index: u32, parent: TcHandle) -> TcMessage {
+pub(crate) fn on(index: u32, parent: TcHandle) -> TcMessage {
     let mut message = TcMessage::default();
     message.header.index = i32::try_from(index).unwrap_or(i32::MAX);
     message.header.parent = parent;

@@ -155,6 +155,9 @@ pub struct Args {
     /// memory
     #[arg(long, value_name = "N")]
     pub ebpf_flows_max: Option<u32>,
+    /// How mode ebpf attaches to interfaces: by links (Linux 6.6), or as filters of clsact
+    #[arg(long, value_enum, default_value = "auto")]
+    pub ebpf_attach: EbpfAttach,
     /// Print the tables of mode nftables as the kernel has them, with names of services, and end
     #[arg(long)]
     pub dump: bool,
@@ -170,6 +173,17 @@ pub struct Args {
     /// Flags of kube-proxy without effect here.
     #[command(flatten)]
     pub ignored: Ignored,
+}
+
+/// Values of --ebpf-attach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum EbpfAttach {
+    /// By links where the kernel has them
+    Auto,
+    /// By links
+    Tcx,
+    /// As filters of clsact
+    Clsact,
 }
 
 /// How traffic of local pods is told from other traffic.
@@ -289,11 +303,12 @@ impl FromArgMatches for Ignored {
 }
 
 /// Flags that keep their effect beside --config.
-const BESIDE_FILE: [&str; 15] = [
+const BESIDE_FILE: [&str; 16] = [
     "config",
     "write-config-to",
     "init-only",
     "cleanup",
+    "ebpf-attach",
     "ebpf-cgroup",
     "ebpf-flows-max",
     "ebpf-pin-dir",

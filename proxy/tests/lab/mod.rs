@@ -337,6 +337,12 @@ impl Lab {
     /// More flags for the proxy, or another value for one.
     #[must_use]
     pub(crate) fn with(mut self, flags: &[&str]) -> Self {
+        self.more_flags(flags);
+        self
+    }
+
+    /// As [`Lab::with`], from the next start on.
+    pub(crate) fn more_flags(&mut self, flags: &[&str]) {
         if let Some(at) = self
             .more
             .iter()
@@ -346,7 +352,6 @@ impl Lab {
         }
         self.more
             .extend(flags.iter().map(|flag| (*flag).to_owned()));
-        self
     }
 
     /// In mode ebpf, with the node and its pods in a control group of their own.
@@ -407,6 +412,20 @@ impl Lab {
         self.wait("the first sync of both families", |lab| {
             lab.log_text().matches("full sync").count() >= before + 2
         });
+    }
+
+    /// Another proxy with the same flags, until it ends: its exit code and what it said.
+    pub(crate) fn second(&self) -> (Option<i32>, String) {
+        let log = self.log.with_extension("second");
+        let daemon = Daemon {
+            program: env!("CARGO_BIN_EXE_proxy").into(),
+            args: self.args().into_iter().map(Into::into).collect(),
+            netns: Some(self.node.path.clone()),
+            log: Some(log.clone()),
+            ..Daemon::default()
+        };
+        let status = daemon.spawn().unwrap().wait().unwrap();
+        (status.code(), fs::read_to_string(log).unwrap_or_default())
     }
 
     /// Starts the proxy and waits for nothing.

@@ -235,6 +235,67 @@ fn a_udp_client_that_keeps_its_port_follows_the_endpoints() {
     }
 }
 
+/// A connected socket of an endpoint that is gone gets an error, and the service again when it
+/// connects anew; others are left alone.
+#[test]
+fn connected_udp_sockets_of_a_removed_endpoint_are_ended() {
+    let Some(mut lab) = lab("connected_udp_sockets_of_a_removed_endpoint_are_ended") else {
+        return;
+    };
+    lab.write("web.yaml", &service("web", SPEC, &[ALL[1], ALL[4]]));
+    lab.start();
+    let ask = |socket: &UdpSocket| {
+        let mut buffer = [0; 64];
+        socket.send(b"?")?;
+        let n = socket.recv(&mut buffer)?;
+        let text = String::from_utf8_lossy(&buffer[..n]).into_owned();
+        Ok::<_, std::io::Error>(text.split(' ').next().unwrap_or_default().to_owned())
+    };
+    let connect = |place: &lab::Place, to: &str| {
+        let to: SocketAddr = to.parse().unwrap();
+        place.run(|| {
+            let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            let socket = UdpSocket::bind(any).unwrap();
+            let limit = std::time::Duration::from_secs(5);
+            socket.set_read_timeout(Some(limit)).unwrap();
+            socket.connect(to).unwrap();
+            socket
+        })
+    };
+    let ways = [
+        (&lab.p1, "172.30.0.41:80"),
+        (&lab.p1, "[fd00:172::41]:80"),
+        (&lab.p1, "[::ffff:172.30.0.41]:80"),
+        (&lab.node, "172.30.0.41:80"),
+    ];
+    let sockets = ways.map(|(place, to)| connect(place, to));
+    // To the same endpoint, but not through the service.
+    let direct = connect(&lab.p1, "10.180.0.2:8080");
+    for socket in sockets.iter().chain([&direct]) {
+        assert_eq!(ask(socket).unwrap(), "p2");
+    }
+    let mut tcp = lab.p1.connect("172.30.0.41:80");
+    lab.write("web.yaml", &service("web", SPEC, &[ALL[2], ALL[5]]));
+    for ((place, to), socket) in ways.iter().zip(&sockets) {
+        lab.wait("the end of a socket", |_| socket.peer_addr().is_err());
+        let heard = socket.recv(&mut [0; 64]).unwrap_err().kind();
+        assert_eq!(heard, ErrorKind::ConnectionAborted, "{to}");
+        assert!(ask(socket).is_err(), "{to}");
+        let to: SocketAddr = to.parse().unwrap();
+        place.run(|| socket.connect(to)).unwrap();
+        assert_eq!(ask(socket).unwrap(), "p3", "{to}");
+    }
+    assert_eq!(ask(&direct).unwrap(), "p2");
+    still_alive(&mut tcp);
+    // With nobody left a new connection is refused.
+    lab.write("web.yaml", &service("web", SPEC, &[]));
+    let ((place, to), socket) = (ways[0], &sockets[0]);
+    lab.wait("the end of a socket", |_| socket.peer_addr().is_err());
+    let to: SocketAddr = to.parse().unwrap();
+    let refused = place.run(|| socket.connect(to)).unwrap_err().kind();
+    assert_eq!(refused, ErrorKind::ConnectionRefused);
+}
+
 #[test]
 fn more_clients_than_the_table_of_flows_holds_are_served() {
     let Some(lab) = lab("more_clients_than_the_table_of_flows_holds_are_served") else {
@@ -274,6 +335,95 @@ fn after_cleanup_nothing_is_translated_and_nothing_is_left() {
     lab.wait("node ports to go", |lab| {
         lab.cli.ask("192.168.0.2:30041") == Err(ErrorKind::ConnectionRefused)
     });
+}
+
+/// As on kernels before TCX: filters stay when the proxy is killed, are replaced under traffic, give
+/// way to links and come back, and go with `--cleanup`.
+#[test]
+fn filters_of_clsact_serve_clients_outside_as_links_do() {
+    let Some(lab) = lab("filters_of_clsact_serve_clients_outside_as_links_do") else {
+        return;
+    };
+    // The connections that stay open and idle are not to be the ones that are given up.
+    let lab = lab.with(&["--ebpf-flows-max=1000000"]);
+    let mut lab = lab.with(&["--ebpf-attach", "clsact"]);
+    lab.write("web.yaml", &service("web", SPEC, ALL));
+    lab.start();
+    let filters = |lab: &Lab, way| lab.run_program("tc", &["filter", "show", "dev", "eth0", way]);
+    for way in ["ingress", "egress"] {
+        let text = filters(&lab, way);
+        assert!(
+            text.contains(&format!("seaway_{way} direct-action")),
+            "{text}"
+        );
+    }
+    let mut old = [
+        lab.cli.connect("192.168.0.2:30041"),
+        lab.cli.connect("[2001:db8::2]:30041"),
+    ];
+    let stop = AtomicBool::new(false);
+    let counts = [AtomicUsize::new(0), AtomicUsize::new(0)];
+    let cli = lab.cli.twin();
+    std::thread::scope(|scope| {
+        scope.spawn(|| ask_on(&cli, "192.168.0.2:30041", &stop, &counts));
+        scope.spawn(|| ask_on(&cli, "[2001:db8::2]:30041", &stop, &counts));
+        for _ in 0..3 {
+            lab.stop(Signal::SIGKILL);
+            lab.start();
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let [good, bad] = counts.map(AtomicUsize::into_inner);
+    assert_eq!(bad, 0, "of {good}");
+    assert!(good > 100, "{good}");
+    // Adding and removing the discipline the kernel stops a device for a moment: nobody connects then.
+    for attach in ["tcx", "clsact"] {
+        lab.stop(Signal::SIGKILL);
+        lab.more_flags(&["--ebpf-attach", attach]);
+        lab.start();
+        let text = filters(&lab, "egress");
+        let expect = usize::from(attach == "clsact");
+        assert_eq!(text.matches("seaway_egress").count(), expect, "{text}");
+        for stream in &mut old {
+            still_alive(stream);
+        }
+        lab.cli.ask("[2001:db8::2]:30041").unwrap();
+    }
+    // Somebody takes the discipline away with all that is in it.
+    lab.run_program("tc", &["qdisc", "del", "dev", "eth0", "clsact"]);
+    lab.run_program("ip", &["address", "add", "198.51.100.77/32", "dev", "eth0"]);
+    lab.wait("the filters to be back", |lab| {
+        filters(lab, "egress").contains("seaway_egress")
+    });
+    lab.cli.ask("192.168.0.2:30041").unwrap();
+    // What others have there stays.
+    let other = "ingress prio 77 protocol ip u32 match u32 0 0 flowid 1:1";
+    let words: Vec<&str> = ["filter", "add", "dev", "eth0"]
+        .into_iter()
+        .chain(other.split(' '))
+        .collect();
+    lab.run_program("tc", &words);
+    lab.stop(Signal::SIGTERM);
+    lab.cleanup();
+    assert!(!filters(&lab, "ingress").contains("seaway"));
+    assert!(filters(&lab, "ingress").contains("pref 77"));
+    let of_bridge = lab.run_program("tc", &["qdisc", "show", "dev", "cni0"]);
+    assert!(!of_bridge.contains("clsact"), "{of_bridge}");
+}
+
+#[test]
+fn a_second_process_for_the_same_node_is_refused() {
+    let Some(mut lab) = lab("a_second_process_for_the_same_node_is_refused") else {
+        return;
+    };
+    lab.write("web.yaml", &service("web", SPEC, ALL));
+    lab.start();
+    let (code, log) = lab.second();
+    assert_eq!(code, Some(1), "{log}");
+    assert!(log.contains("is in use by another process"), "{log}");
+    lab.p1.ask("172.30.0.41:80").unwrap();
+    lab.stop(Signal::SIGKILL);
+    lab.start();
 }
 
 #[test]

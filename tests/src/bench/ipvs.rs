@@ -97,6 +97,7 @@ fn measure(services: usize, floor: &[f64]) -> Result<Vec<Figure>> {
         pin_dir: PathBuf::new(),
         node: "bench".to_owned(),
         flows_max: None,
+        attach: None,
     };
     let planes = backend::open(Mode::Ipvs, &place, settings)?;
     let mut planes = planes

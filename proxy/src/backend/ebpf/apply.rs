@@ -15,6 +15,7 @@ use super::diff::{self, Change, Known};
 use super::node::{self, NodePlan};
 use super::object::{self, Maps, Object};
 use super::observe::{entries, observe};
+use super::vanished::Vanished;
 use super::{Place, links, stats};
 use crate::backend::{Backend, MoreMetrics, Report, Settings};
 use crate::model::{Decisions, PortName};
@@ -35,6 +36,7 @@ pub struct Shared {
     live: bool,
     /// Which service a number stands for.
     names: BTreeMap<u32, PortName>,
+    vanished: Vanished,
 }
 
 fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
@@ -75,6 +77,7 @@ pub fn open(place: &Place, all: [Settings; 2]) -> Result<Vec<(Family, Box<dyn Ba
         synced: Vec::new(),
         live: false,
         names: BTreeMap::new(),
+        vanished: Vanished::start(maps.clone()).context("start a thread")?,
     };
     let shared = Arc::new(Mutex::new(shared));
     watch(&shared)?;
@@ -285,6 +288,7 @@ impl Backend for Plane {
             self.settle()?;
         }
         let mut shared = lock(&self.shared);
+        shared.vanished.add(change.gone());
         if full {
             let all = known.ids.iter().map(|(name, id)| (*id, name.clone()));
             shared.names.extend(all);
@@ -345,8 +349,10 @@ impl Backend for Plane {
         }
         let (maps, shared) = (self.maps.clone(), self.shared.clone());
         Some(Box::new(move || {
-            let names = lock(&shared).names.clone();
-            stats::render(&maps, &names).unwrap_or_else(|error| format!("# {error}\n"))
+            let shared = lock(&shared);
+            let (names, ended) = (shared.names.clone(), shared.vanished.ended());
+            drop(shared);
+            stats::render(&maps, &names, ended).unwrap_or_else(|error| format!("# {error}\n"))
         }))
     }
 }

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ebpf_common::abi::{
     Addr, Endpoint, Frontend, FrontendKey, MemberKey, Plain, SET_SERVING, Service, SlotKey,
-    bytes_of,
+    bytes_of, from_bytes,
 };
 
 use super::desired::Desired;
@@ -113,6 +113,15 @@ impl Change {
     /// Entries to take away.
     pub fn deletes(&self) -> usize {
         self.delete.values().map(|entries| entries.count).sum()
+    }
+
+    /// Endpoints that flows of a service may stay with no longer, by the service's number.
+    pub fn gone(&self) -> BTreeSet<(u32, Endpoint)> {
+        let members = self.delete.get(&MapName::Members);
+        let keys = members.map_or(&[][..], |entries| &entries.keys);
+        let keys = keys.chunks(size_of::<MemberKey>()).filter_map(from_bytes);
+        let gone = keys.filter(|key: &MemberKey| key.set == SET_SERVING);
+        gone.map(|key| (key.service, key.endpoint)).collect()
     }
 
     fn put<K: Plain, V: Plain>(&mut self, map: MapName, key: &K, value: &V) {

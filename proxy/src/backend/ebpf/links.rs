@@ -15,6 +15,7 @@ use linux::cgroup::Hierarchies;
 
 use super::node::{Facts, Interface};
 use super::object::{Object, program_fd};
+use super::{Attach, clsact};
 
 /// Programs at the control group.
 pub const SOCKET_PROGRAMS: [&str; 10] = [
@@ -35,6 +36,9 @@ const INTERFACE_PROGRAMS: [(&str, TcAttachType); 2] = [
     ("egress", TcAttachType::Egress),
     ("ingress", TcAttachType::Ingress),
 ];
+
+/// First letters of pinned links to interfaces.
+const TCX: &str = "tcx-";
 
 /// The control group to attach to: the given one, or the root of cgroup v2.
 ///
@@ -122,16 +126,21 @@ pub fn attach_interfaces(object: &mut Object, facts: &Facts, renew: bool) -> Res
             _ => interface.is_attached(),
         };
         for interface in facts.interfaces.iter().filter(is_wanted) {
-            let path = dir.join(format!("tcx-{}-{name}", interface.index));
-            match attach_interface(
-                object,
-                &path,
-                name,
-                at,
-                interface.index,
-                &interface.name,
-                renew,
-            ) {
+            let (path, result) = match object.attach {
+                Attach::Tcx => {
+                    let path = dir.join(format!("{TCX}{}-{name}", interface.index));
+                    let result = attach_tcx(object, &path, (name, at), interface, renew);
+                    (path, result)
+                }
+                Attach::Clsact => {
+                    wanted.push(clsact::discipline_pin(&dir, interface.index));
+                    let program = object.ebpf().program(name);
+                    let program = program.with_context(|| format!("no program {name}"))?;
+                    let result = clsact::attach(&dir, program, (name, at), interface, renew);
+                    (clsact::pin(&dir, interface.index, name), result)
+                }
+            };
+            match result {
                 Ok(true) => new.push(format!("{}/{name}", interface.name)),
                 Ok(false) => {}
                 Err(error) => failed = Some(error),
@@ -139,13 +148,7 @@ pub fn attach_interfaces(object: &mut Object, facts: &Facts, renew: bool) -> Res
             wanted.push(path);
         }
     }
-    for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
-        let path = entry.path();
-        let is_tcx = entry.file_name().to_string_lossy().starts_with("tcx-");
-        if is_tcx && !wanted.contains(&path) {
-            fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
-        }
-    }
+    forget_others(&dir, &wanted)?;
     match failed {
         Some(error) if new.is_empty() => Err(error),
         Some(error) => {
@@ -156,15 +159,35 @@ pub fn attach_interfaces(object: &mut Object, facts: &Facts, renew: bool) -> Res
     }
 }
 
-fn attach_interface(
+/// Detaches from interfaces that are gone, and what was attached in the other way.
+fn forget_others(dir: &Path, wanted: &[PathBuf]) -> Result<()> {
+    let mut others: Vec<PathBuf> = fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| !wanted.contains(path))
+        .collect();
+    others.sort_unstable();
+    for path in others {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if clsact::is_ours(&name) {
+            clsact::detach(&path)?;
+        } else if name.starts_with(TCX) {
+            fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn attach_tcx(
     object: &mut Object,
     path: &Path,
-    name: &str,
-    at: TcAttachType,
-    index: u32,
-    interface: &str,
+    (name, at): (&str, TcAttachType),
+    interface: &Interface,
     renew: bool,
 ) -> Result<bool> {
+    let (index, interface) = (interface.index, interface.name.as_str());
     if !renew && let Ok(link) = bpf::open_pinned(path) {
         if bpf::link_info(link.as_fd())?.ifindex() == index {
             return Ok(false);

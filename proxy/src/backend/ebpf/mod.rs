@@ -7,6 +7,7 @@
 //! `ebpf_common`, which the programs in the kernel share.
 
 pub mod apply;
+pub mod clsact;
 pub mod desired;
 pub mod diff;
 pub mod links;
@@ -16,8 +17,18 @@ pub mod observe;
 pub mod plan;
 pub mod sizes;
 pub mod stats;
+pub mod vanished;
 
 use std::path::PathBuf;
+
+/// How programs are attached to interfaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attach {
+    /// By links (Linux 6.6).
+    Tcx,
+    /// As filters of the queueing discipline `clsact`.
+    Clsact,
+}
 
 /// Where the mode attaches and pins.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,4 +41,6 @@ pub struct Place {
     pub node: String,
     /// Flows of clients outside that are tracked; `None`: by the machine's memory.
     pub flows_max: Option<u32>,
+    /// How programs are attached to interfaces; `None`: by links where the kernel has them.
+    pub attach: Option<Attach>,
 }

@@ -1,18 +1,20 @@
 //! The programs and maps in the kernel: loading, adopting what an earlier process pinned, and
 //! taking over its flows where sizes or layouts differ.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use aya::programs::Program;
 use aya::{Ebpf, EbpfLoader};
 use linux::bpf::{self, Map};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 
-use super::Place;
 use super::diff::MapName;
 use super::sizes::{Sizes, memory};
+use super::{Attach, Place, clsact};
 
 /// The kernel side, built by `cargo xtask ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../ebpf/prebuilt/seaway.o");
@@ -78,8 +80,12 @@ pub struct Object {
     ebpf: Ebpf,
     dir: PathBuf,
     maps_dir: PathBuf,
+    /// How programs are attached to interfaces.
+    pub attach: Attach,
     /// Maps of an earlier process were found and are used on.
     pub adopted: bool,
+    /// Held as long as this process serves.
+    _lock: Flock<File>,
 }
 
 /// Directory of a node below the directory for pins.
@@ -99,6 +105,7 @@ pub fn open(place: &Place) -> Result<(Object, Maps)> {
     for dir in [&dir.join(LINKS), &maps_dir] {
         fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
     }
+    let lock = lock(&dir)?;
     let adopted = maps_dir.join("SERVICES").exists();
     let mut loader = EbpfLoader::new();
     // Nothing in the programs is relocated by the kernel's types, which take a second to read.
@@ -117,9 +124,33 @@ pub fn open(place: &Place) -> Result<(Object, Maps)> {
         ebpf,
         dir,
         maps_dir,
+        attach: place.attach.unwrap_or_else(|| {
+            if bpf::has_tcx() {
+                Attach::Tcx
+            } else {
+                Attach::Clsact
+            }
+        }),
         adopted,
+        _lock: lock,
     };
     Ok((object, Maps(maps)))
+}
+
+/// Sees to it that one process alone writes the maps of a node: two would undo each other's work.
+/// The kernel lets go of the lock with the process.
+fn lock(dir: &Path) -> Result<Flock<File>> {
+    let file = File::open(dir).with_context(|| format!("open {}", dir.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
+        if error == Errno::EWOULDBLOCK {
+            anyhow!(
+                "{} is in use by another process: two cannot serve one node; give each node its own --ebpf-pin-dir or --hostname-override",
+                dir.display()
+            )
+        } else {
+            anyhow!("lock {}: {}", dir.display(), error.desc())
+        }
+    })
 }
 
 /// Loads all programs, and says of each that the kernel refuses why.
@@ -246,6 +277,7 @@ fn copy(from: OwnedFd, name: &str, to: &Map) -> linux::Result<usize> {
 /// They cannot be removed.
 pub fn remove(place: &Place) -> Result<()> {
     let dir = node_dir(place);
+    clsact::detach_all(&dir.join(LINKS))?;
     match fs::remove_dir_all(&dir) {
         Ok(()) => {}
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -254,7 +286,7 @@ pub fn remove(place: &Place) -> Result<()> {
     // The directory of all nodes, when this was the last.
     match fs::remove_dir(&place.pin_dir) {
         Ok(()) => Ok(()),
-        Err(e) if e.raw_os_error() == Some(nix::errno::Errno::ENOTEMPTY as i32) => Ok(()),
+        Err(e) if e.raw_os_error() == Some(Errno::ENOTEMPTY as i32) => Ok(()),
         Err(e) => Err(e).with_context(|| format!("remove {}", place.pin_dir.display())),
     }
 }

@@ -29,11 +29,12 @@ fn total(map: &Map, index: u32) -> linux::Result<u64> {
     Ok(numbers.sum())
 }
 
-/// Text for Prometheus. `names` says which service a number stands for.
+/// Text for Prometheus. `names` says which service a number stands for, `ended` how many sockets of
+/// endpoints that were gone have been ended.
 ///
 /// # Errors
 /// The kernel's refusal.
-pub fn render(maps: &Maps, names: &BTreeMap<u32, PortName>) -> linux::Result<String> {
+pub fn render(maps: &Maps, names: &BTreeMap<u32, PortName>, ended: u64) -> linux::Result<String> {
     let mut text = String::new();
     let mut line = |args: std::fmt::Arguments<'_>| {
         // Writing to a string cannot fail.
@@ -47,6 +48,10 @@ pub fn render(maps: &Maps, names: &BTreeMap<u32, PortName>) -> linux::Result<Str
             "seaway_ebpf_events_total{{event=\"{name}\"}} {count}"
         ));
     }
+    line(format_args!(
+        "# TYPE seaway_ebpf_sockets_ended_total counter"
+    ));
+    line(format_args!("seaway_ebpf_sockets_ended_total {ended}"));
     line(format_args!("# TYPE seaway_ebpf_map_entries gauge"));
     for name in ALL.iter().filter(|name| !UNCOUNTED.contains(name)) {
         let map = maps.get(name);
