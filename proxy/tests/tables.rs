@@ -123,6 +123,17 @@ fn troubles_of_the_api_server() {
     }
 }
 
+/// All modes at once: it is a minute for each.
+#[test]
+fn a_minute_without_the_api_server() {
+    let troubles = Mode::ALL.map(|mode| trouble("a_minute_without_the_api_server", mode));
+    std::thread::scope(|scope| {
+        for trouble in troubles.into_iter().flatten() {
+            scope.spawn(|| trouble.of_a_minute());
+        }
+    });
+}
+
 #[test]
 fn killed_at_random_moments() {
     for mode in Mode::ALL {

@@ -1,6 +1,9 @@
-//! Golden output of the tables: what each case of a file is planned to be in the kernel, in IPv4, and
-//! what goes from one to the next. `UPDATE_EXPECT=1 cargo test -p proxy --test conformance` makes the
+//! Golden output of the tables: what each case of a file is planned to be in the kernel by each mode, in
+//! IPv4, and what goes from one to the next. `UPDATE_EXPECT=1 cargo test -p proxy --test conformance` makes the
 //! files anew.
+
+mod ebpf;
+mod ipvs;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -10,6 +13,7 @@ use expect_test::expect_file;
 use proxy::backend::nftables::dump::write_items;
 use proxy::backend::{Settings, iptables, nftables};
 use proxy::model::Decisions;
+use proxy::trace::World;
 
 use crate::cases::{self, File};
 use crate::plan;
@@ -21,15 +25,15 @@ fn check(mode: &str, name: &str, text: &str) {
 }
 
 /// The first case as a whole, of the others the lines by which they differ from it.
-fn of_file(file: &File, show: impl Fn(&Settings, &Decisions) -> String) -> String {
+fn of_file(file: &File, show: impl Fn(&Settings, &Decisions, &World) -> String) -> String {
     let mut text = String::new();
     let mut first: Option<String> = None;
     for case in &file.cases {
         let Some(setting) = file.setting(case, Family::V4) else {
             continue;
         };
-        let (settings, decisions, _) = plan(file, case, &setting, Family::V4);
-        let shown = show(&settings, &decisions);
+        let (settings, decisions, world) = plan(file, case, &setting, Family::V4);
+        let shown = show(&settings, &decisions, &world);
         text.push_str(&format!("## {}\n", case.name));
         match &first {
             None => text.push_str(&shown),
@@ -51,12 +55,12 @@ fn differences(first: &str, second: &str) -> String {
     lines("- ", first, second) + &lines("+ ", second, first)
 }
 
-fn iptables_plan(settings: &Settings, decisions: &Decisions) -> String {
+fn iptables_plan(settings: &Settings, decisions: &Decisions, _: &World) -> String {
     iptables::desired::Desired::with(settings.clone(), decisions).to_string()
 }
 
 /// Elements only: the chains are the same for all services, and in a golden file of their own.
-fn nftables_plan(settings: &Settings, decisions: &Decisions) -> String {
+fn nftables_plan(settings: &Settings, decisions: &Decisions, _: &World) -> String {
     let desired = nftables::desired::Desired::with(settings.clone(), decisions);
     let mut text = String::new();
     write_items(&mut text, &desired.contents(), &desired).unwrap();
@@ -71,6 +75,13 @@ fn golden_plans() {
     for (name, file) in files.filter(|(name, _)| is_short(name)) {
         check("iptables", &name, &of_file(&file, iptables_plan));
         check("nftables", &name, &of_file(&file, nftables_plan));
+        let ipvs = |settings: &Settings, decisions: &Decisions, world: &World| {
+            ipvs::plan(settings, decisions, &world.local)
+        };
+        check("ipvs", &name, &of_file(&file, ipvs));
+        let ebpf =
+            |settings: &Settings, decisions: &Decisions, _: &World| ebpf::plan(settings, decisions);
+        check("ebpf", &name, &of_file(&file, ebpf));
     }
 }
 
@@ -102,7 +113,7 @@ fn golden_changes() {
         .find(|(name, _)| name == "t12-changes")
         .unwrap();
     let setting = file.setting(&file.cases[0], Family::V4).unwrap();
-    let (settings, ..) = plan(file, &file.cases[0], &setting, Family::V4);
+    let (settings, _, world) = plan(file, &file.cases[0], &setting, Family::V4);
 
     let mut desired = iptables::desired::Desired::new(settings.clone());
     let text = steps(file, &settings, |before, after| {
@@ -143,4 +154,12 @@ fn golden_changes() {
         text
     });
     check("nftables", "changes", &text);
+
+    let mut changes = ipvs::Changes::new(&settings, &world.local);
+    let text = steps(file, &settings, |before, after| changes.step(before, after));
+    check("ipvs", "changes", &text);
+
+    let mut changes = ebpf::Changes::new(&settings);
+    let text = steps(file, &settings, |before, after| changes.step(before, after));
+    check("ebpf", "changes", &text);
 }

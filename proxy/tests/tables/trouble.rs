@@ -1,5 +1,5 @@
 //! An API server that goes away, forgets, is slow, or keeps things to itself; a proxy that is killed
-//! at any moment; new connections a thousand times a second all the while.
+//! at any moment; new connections all the while, in most a thousand times a second.
 
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -34,6 +34,13 @@ const EVERY: Duration = Duration::from_millis(1);
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Kills in the loop.
 const KILLS: u64 = 16;
+/// How long the API server is away in its own test: what is asked for, so no faster elsewhere.
+const AWAY: Duration = Duration::from_secs(60);
+/// Soon after its return: the longest rest between two tries is ten seconds (`client`), the wait for a
+/// list that failed once more is such another.
+const RETURN: Duration = Duration::from_secs(25);
+/// From one new connection to the next while it is: several modes do this beside other tests.
+const EVERY_AWAY: Duration = Duration::from_millis(20);
 
 /// A lab, the API server, and what should be programmed.
 pub(crate) struct Trouble {
@@ -146,7 +153,12 @@ impl Trouble {
     /// Waits until each service leads where it should, and those that are gone nowhere.
     #[track_caller]
     fn settle(&self, what: &str) {
-        let deadline = Instant::now() + scaled(PATIENCE);
+        self.settle_within(PATIENCE, what);
+    }
+
+    #[track_caller]
+    fn settle_within(&self, patience: Duration, what: &str) {
+        let deadline = Instant::now() + scaled(patience);
         for (i, wanted) in self.wanted.iter().enumerate() {
             let wanted: Option<IpAddr> = wanted.map(|e| ENDPOINTS[e].parse().unwrap());
             loop {
@@ -181,20 +193,10 @@ impl Trouble {
     /// The API server's troubles, one after the other.
     pub(crate) fn of_the_server(mut self) {
         // What is for no service ends where the routes end.
-        let vips: Vec<IpAddr> = (0..usize::from(N))
-            .map(|i| vip(i).parse().unwrap())
-            .collect();
-        self.lab.void.add_ips("lo", &vips);
+        self.lab.void.add_ips("lo", &self.vips());
         self.start();
         self.settle("start");
-        let traffic = Traffic::start(&self.lab);
-
-        self.api.set_away(true);
-        self.change(20);
-        std::thread::sleep(Duration::from_secs(2));
-        self.change(20);
-        self.api.set_away(false);
-        self.settle("away and back");
+        let traffic = Traffic::start(&self.lab, EVERY);
 
         self.api.cut();
         self.change(20);
@@ -231,15 +233,50 @@ impl Trouble {
         traffic.stop(1000);
     }
 
-    /// Killed at random moments, mostly in the middle of something.
-    pub(crate) fn of_the_proxy(mut self) {
-        let vips: Vec<IpAddr> = (0..usize::from(N))
-            .map(|i| vip(i).parse().unwrap())
-            .collect();
-        self.lab.void.add_ips("lo", &vips);
+    /// The API server is away for a minute, and services change all the while. They serve on as they
+    /// were, and soon after it is back they are as they should be.
+    pub(crate) fn of_a_minute(mut self) {
+        self.lab.void.add_ips("lo", &self.vips());
         self.start();
         self.settle("start");
-        let traffic = Traffic::start(&self.lab);
+        let traffic = Traffic::start(&self.lab, EVERY_AWAY);
+        let before = self.wanted.clone();
+        self.api.set_away(true);
+        let back = Instant::now() + AWAY;
+        while Instant::now() < back {
+            self.change(4);
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        // Something else in each place than before, so that nothing is right by having been left.
+        for (i, led) in before.iter().enumerate() {
+            let other = led.map_or(Some(0), |e| (i % 3 != 0).then_some(1 - e));
+            self.set(i, other);
+        }
+        for (i, endpoint) in before.iter().enumerate() {
+            let led: Option<IpAddr> = endpoint.map(|e| ENDPOINTS[e].parse().unwrap());
+            assert_eq!(
+                self.ask(i),
+                led,
+                "s{i} without a server\n{}",
+                self.lab.log()
+            );
+        }
+        self.api.set_away(false);
+        self.settle_within(RETURN, "a minute away");
+        traffic.stop(500);
+    }
+
+    fn vips(&self) -> Vec<IpAddr> {
+        let each = 0..self.wanted.len();
+        each.map(|i| vip(i).parse().unwrap()).collect()
+    }
+
+    /// Killed at random moments, mostly in the middle of something.
+    pub(crate) fn of_the_proxy(mut self) {
+        self.lab.void.add_ips("lo", &self.vips());
+        self.start();
+        self.settle("start");
+        let traffic = Traffic::start(&self.lab, EVERY);
         for _ in 0..KILLS {
             let first = Duration::from_millis(self.roll(60));
             std::thread::sleep(first);
@@ -278,7 +315,7 @@ struct Traffic {
 }
 
 impl Traffic {
-    fn start(lab: &Lab) -> Self {
+    fn start(lab: &Lab, every: Duration) -> Self {
         let netns = NetNs::open(lab.cli.path()).unwrap();
         let (stop, good) = (
             Arc::new(AtomicBool::new(false)),
@@ -295,7 +332,7 @@ impl Traffic {
                     }
                     Err(e) => bad.push(e.to_string()),
                 }
-                next += EVERY;
+                next += every;
                 std::thread::sleep(next.saturating_duration_since(Instant::now()));
             }
             bad
