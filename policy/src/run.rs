@@ -130,7 +130,7 @@ impl<R: FnOnce()> Work<R> {
                 let ours = edit.family == Family::Inet && edit.table == table.name;
                 if ours && edit.port != port {
                     doubt = true;
-                    rules |= !edit.of_elements;
+                    rules |= !edit.of_elements();
                 }
             }
             Notice::Lost => (doubt, rules) = (true, true),

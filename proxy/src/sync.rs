@@ -280,10 +280,13 @@ impl Engine {
                 Ok(false) => {
                     tracing::warn!("{family} rules of ours are gone; they are restored");
                     self.metrics.repairs.add(1);
+                    plane.doubt();
                 }
-                Err(error) => tracing::warn!("verify {family} rules: {error}"),
+                Err(error) => {
+                    tracing::warn!("verify {family} rules: {error}");
+                    plane.distrust();
+                }
             }
-            plane.distrust();
             lost = true;
         }
         if lost {

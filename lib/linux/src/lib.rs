@@ -26,6 +26,7 @@ pub mod mount;
 pub mod neigh;
 pub mod netlink;
 pub mod netns;
+pub mod nfacct;
 mod nfnetlink;
 pub mod nftables;
 pub mod notify;

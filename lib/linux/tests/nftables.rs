@@ -14,9 +14,9 @@ use expect_test::{Expect, expect};
 use linux::NetNs;
 use linux::exec::Exec;
 use linux::nftables::{
-    Batch, Chain, ChainKind, CtKey, DataType, DynsetOp, Element, Expr, Family, FibResult, Hook,
-    LimitUnit, MetaKey, Monitor, NatFlags, NatKind, Nftables, Notice, Reg, Reject, Rule, Set,
-    TableRef, Value, Verdict, concat, fib, priority,
+    Batch, Chain, ChainKind, CtKey, DataType, DynsetOp, Edit, Element, Expr, Family, FibResult,
+    Hook, LimitUnit, MetaKey, Monitor, NatFlags, NatKind, Nftables, Notice, Reg, Reject, Rule, Set,
+    Subject, TableRef, Value, Verdict, concat, fib, priority,
 };
 
 /// A namespace with a table, or `None` (said aloud) without the rights.
@@ -202,7 +202,7 @@ fn sets_and_maps_read_well() {
 }
 
 fn read_back(bench: &mut Bench, all: &[Set; 7]) {
-    let [services, _, picks, nets, ..] = all;
+    let [services, endpoints, picks, nets, ..] = all;
     let n = |n: u32| n.to_ne_bytes();
     let table = bench.table.clone();
     let listed = bench.nft.sets(&table).unwrap();
@@ -219,6 +219,14 @@ fn read_back(bench: &mut Bench, all: &[Set; 7]) {
             .any(|listed| listed.is_like(&Set::new("nets", [DataType::Ipv4])))
     );
     let web = bench.nft.elements(&table, services).unwrap();
+    for set in [services, endpoints, picks] {
+        for element in bench.nft.elements(&table, set).unwrap() {
+            let found = bench.nft.element(&table, set, &element.key).unwrap();
+            assert_eq!(found, Some(element.clone()), "{}", set.name);
+            let other: Vec<u8> = element.key.iter().map(|byte| !byte).collect();
+            assert_eq!(bench.nft.element(&table, set, &other).unwrap(), None);
+        }
+    }
     assert_eq!(web[0].key, key("172.30.0.41", 80));
     assert_eq!(web[0].value, Some(Value::Data(concat(&[&n(7), &n(3)]))));
     assert_eq!(web[0].comment.as_deref(), Some("shop/web:http"));
@@ -715,12 +723,19 @@ fn edits_of_others_are_told_from_our_own() {
         })
         .unwrap();
     let port = bench.nft.port();
+    let told = |edit: &Edit<'_>| match edit.subject {
+        Subject::Elements(elements) => {
+            let each = elements.each().map(|(element, _)| element.key);
+            (elements.set.to_owned(), each.collect::<Vec<_>>())
+        }
+        Subject::Table | Subject::Chain | Subject::Set => Default::default(),
+    };
     let look = || {
         let (mut ours, mut theirs, mut last) = (0, Vec::new(), None);
         monitor.drain(|seen| match seen {
             Notice::Edit(edit) if edit.port == port => ours += 1,
             Notice::Edit(edit) => {
-                theirs.push((edit.table.to_owned(), edit.deletes, edit.of_elements))
+                theirs.push((edit.table.to_owned(), edit.deletes, told(&edit)));
             }
             Notice::Done(generation) => last = Some(generation),
             Notice::Lost => unreachable!("notifications were lost"),
@@ -732,7 +747,8 @@ fn edits_of_others_are_told_from_our_own() {
     bench.nft(&["delete", "element", "ip", "bench", "web", "{ 10.0.0.1 }"]);
     let (ours, theirs, who) = look();
     assert_eq!((ours, who.as_deref()), (0, Some("nft")));
-    assert_eq!(theirs, [("bench".to_owned(), true, true)]);
+    let gone = ("web".to_owned(), vec![ip("10.0.0.1")]);
+    assert_eq!(theirs, [("bench".to_owned(), true, gone)]);
 
     // Those of our own can be left out from the start.
     monitor.ignore(&[1, port]).unwrap();

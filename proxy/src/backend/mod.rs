@@ -68,6 +68,12 @@ pub trait Backend: Send {
     /// The next sync looks at the kernel and compares everything.
     fn distrust(&mut self);
 
+    /// [`Backend::is_intact`] found that they are not what was written: the next sync looks at the
+    /// kernel, as far as that is needed to make them so.
+    fn doubt(&mut self) {
+        self.distrust();
+    }
+
     /// Whether the kernel's objects are thought to be known.
     fn is_trusted(&self) -> bool;
 

@@ -20,6 +20,8 @@ pub struct Tracer {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct State {
     source: IpAddr,
+    /// As it was sent.
+    first_destination: IpAddr,
     destination: IpAddr,
     protocol: Protocol,
     port: u16,
@@ -77,6 +79,7 @@ impl Tracer {
         let own = world.is_local(packet.source);
         let first = State {
             source: packet.source,
+            first_destination: packet.destination,
             destination: packet.destination,
             protocol: packet.protocol,
             port: packet.port,
@@ -237,9 +240,10 @@ impl Way<'_> {
             Match::DestinationIsLocal => self.world.is_local(state.destination),
             Match::Marked { bit, not } => (state.mark & bit != 0) != *not,
             // The packet traced is the first of its connection.
-            Match::StateNew | Match::Remember { .. } => true,
+            Match::StateNew | Match::Remember { .. } | Match::Counted(_) => true,
             Match::StateInvalid | Match::StateEstablished => false,
             Match::StateForeign => !state.translated,
+            Match::FirstDestination(net) => net.contains(state.first_destination),
             Match::OneOf(n) => {
                 return if *n > 1 {
                     Applies::Perhaps
@@ -290,6 +294,7 @@ fn act(target: &Target, mut state: State) -> Act {
     match target {
         Target::Jump(name) => Act::Jump(state, name.clone()),
         Target::Return => Act::Returned(state),
+        Target::Continue => Act::On(state),
         Target::Accept => end(Verdict::Accept, state),
         Target::Drop => end(Verdict::Drop, state),
         Target::Reject { .. } => end(Verdict::Reject, state),

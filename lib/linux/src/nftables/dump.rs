@@ -15,7 +15,7 @@ use super::set::{
 };
 use super::{TableRef, message, put_text, text, u32_of, u64_of, userdata};
 use crate::error::{Error, Result};
-use crate::nfnetlink::{Message, NfSocket, attribute, attributes};
+use crate::nfnetlink::{Message, NfSocket, attribute, attributes, put_nested};
 
 const ELEMENTS_TABLE: u16 = 1;
 const ELEMENTS_SET: u16 = 2;
@@ -349,6 +349,32 @@ impl Nftables {
             return Ok(join_ranges(parts));
         }
         self.elements_with(table, &set.name, Some)
+    }
+
+    /// The element of a set or map, not one of ranges, with this key; `None` when it is not there.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn element(&mut self, table: &TableRef, set: &Set, key: &[u8]) -> Result<Option<Element>> {
+        let op = format!("get an element of set {} of table {table}", set.name);
+        let mut body = Vec::new();
+        put_text(&mut body, ELEMENTS_TABLE, &table.name);
+        put_text(&mut body, ELEMENTS_SET, &set.name);
+        put_nested(&mut body, ELEMENTS_LIST, |out| {
+            Element::new(key).write(set, true, out);
+        });
+        let mut found = None;
+        let (kind, family) = (message::GET_ELEMENTS, table.family.number());
+        let got = self.socket.get(&op, kind, family, &body, |message| {
+            let list = attribute(message.attributes, ELEMENTS_LIST).unwrap_or_default();
+            let mut each = attributes(list).filter_map(|(_, bytes)| Element::read(bytes));
+            found = each.next().map(|(element, _)| element);
+        });
+        match got {
+            Ok(()) => Ok(found),
+            Err(e) if e.is_not_found() => Ok(None),
+            Err(e) => Err(e),
+        }
     }
 
     fn read_elements<T>(

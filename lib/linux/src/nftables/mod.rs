@@ -35,7 +35,7 @@ pub use expr::{
     Base, CmpOp, CtKey, DynsetOp, Expr, FibResult, LimitUnit, MetaKey, NatFlags, NatKind, Reg,
     Reject, Verdict, fib,
 };
-pub use monitor::{Edit, Monitor, Notice};
+pub use monitor::{Edit, Elements, Monitor, Notice, Subject};
 pub use set::{DataType, Element, Set, Value, concat};
 
 /// Which packets a table sees.

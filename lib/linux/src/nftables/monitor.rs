@@ -3,9 +3,10 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
+use super::set::Element;
 use super::{Family, Generation, message, text};
 use crate::error::Result;
-use crate::nfnetlink::{Message, NfSocket, attribute, notifications};
+use crate::nfnetlink::{Message, NfSocket, attribute, attributes, notifications};
 
 /// `NFNLGRP_NFTABLES`.
 const GROUP: u32 = 7;
@@ -14,8 +15,40 @@ const GROUP: u32 = 7;
 /// `NFTA_SET_ELEM_LIST_TABLE`: all the same.
 const TABLE: u16 = 1;
 
+/// `NFTA_SET_ELEM_LIST_SET` and `NFTA_SET_ELEM_LIST_ELEMENTS`.
+const ELEMENTS_SET: u16 = 2;
+const ELEMENTS_LIST: u16 = 3;
+
 /// Room for notifications that nobody has read yet: some ten thousand elements.
 const RECEIVE_BYTES: usize = 4 << 20;
+
+/// Elements of a set or map that were made or deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Elements<'a> {
+    /// Name of the set.
+    pub set: &'a str,
+    list: &'a [u8],
+}
+
+impl Elements<'_> {
+    /// Each of them as the kernel tells it: of a set of ranges of one field, starts and ends (true).
+    pub fn each(&self) -> impl Iterator<Item = (Element, bool)> {
+        attributes(self.list).filter_map(|(_, bytes)| Element::read(bytes))
+    }
+}
+
+/// What a change was of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subject<'a> {
+    /// The table, or something of a kind that is not told apart here.
+    Table,
+    /// A chain, or rules of one.
+    Chain,
+    /// A set or map as such.
+    Set,
+    /// Elements.
+    Elements(Elements<'a>),
+}
 
 /// One change of something in a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,10 +59,17 @@ pub struct Edit<'a> {
     pub table: &'a str,
     /// Something was deleted; else made or changed.
     pub deletes: bool,
-    /// What it was are elements of a set.
-    pub of_elements: bool,
+    /// What it was.
+    pub subject: Subject<'a>,
     /// [`super::Nftables::port`] of whoever made the change.
     pub port: u32,
+}
+
+impl Edit<'_> {
+    /// Whether elements of a set were made or deleted, and nothing else.
+    pub fn of_elements(&self) -> bool {
+        matches!(self.subject, Subject::Elements(_))
+    }
 }
 
 /// What the monitor saw.
@@ -102,6 +142,20 @@ fn read(found: Message<'_>, each: &mut impl FnMut(Notice<'_>)) {
     let table = attribute(found.attributes, TABLE)
         .map(text)
         .unwrap_or_default();
+    let set = attribute(found.attributes, ELEMENTS_SET)
+        .map(text)
+        .unwrap_or_default();
+    let subject = match found.kind {
+        message::NEW_CHAIN | message::DELETE_CHAIN | message::NEW_RULE | message::DELETE_RULE => {
+            Subject::Chain
+        }
+        message::NEW_SET | message::DELETE_SET => Subject::Set,
+        message::NEW_ELEMENTS | message::DELETE_ELEMENTS => Subject::Elements(Elements {
+            set: &set,
+            list: attribute(found.attributes, ELEMENTS_LIST).unwrap_or_default(),
+        }),
+        _ => Subject::Table,
+    };
     each(Notice::Edit(Edit {
         family,
         table: &table,
@@ -113,7 +167,7 @@ fn read(found: Message<'_>, each: &mut impl FnMut(Notice<'_>)) {
                 | message::DELETE_SET
                 | message::DELETE_ELEMENTS
         ),
-        of_elements: matches!(found.kind, message::NEW_ELEMENTS | message::DELETE_ELEMENTS),
+        subject,
         port: found.port,
     }));
 }

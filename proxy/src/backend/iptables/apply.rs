@@ -8,12 +8,13 @@ use api::cidr::Family;
 use linux::iptables::{Iptables, Stamp};
 use linux::nftables::{self, Notice};
 
+use super::counters;
 use super::desired::Desired;
 use super::diff::{self, Change, Known, Seen};
 use super::observe::{self, Observed};
 use super::render::render;
 use super::rule::{ChainRef, Rule, Table};
-use crate::backend::{Backend, Report, Settings, TableRules};
+use crate::backend::{Backend, MoreMetrics, Report, Settings, TableRules};
 use crate::conntrack::Frontends;
 use crate::model::{Decision, Decisions, PortName};
 use crate::store::PortChange;
@@ -46,6 +47,12 @@ pub trait Rules {
     /// # Errors
     /// The kernel's refusal.
     fn remove_empty(&mut self, tables: &BTreeSet<Table>) -> linux::Result<()>;
+
+    /// Makes the counters that rules count into; false where there can be none.
+    fn ensure_counters(&mut self) -> bool;
+
+    /// Takes those counters away that no rule counts into.
+    fn remove_counters(&mut self);
 }
 
 impl Rules for Iptables {
@@ -65,6 +72,14 @@ impl Rules for Iptables {
     fn remove_empty(&mut self, tables: &BTreeSet<Table>) -> linux::Result<()> {
         Self::remove_empty_tables(self, tables.iter().map(|table| table.name()))
     }
+
+    fn ensure_counters(&mut self) -> bool {
+        counters::ensure(self)
+    }
+
+    fn remove_counters(&mut self) {
+        counters::remove();
+    }
 }
 
 /// One family's rules.
@@ -77,6 +92,8 @@ pub struct Plane<R> {
     intact: Option<(Stamp, Instant)>,
     /// Rules written by the last sync.
     last: BTreeMap<Table, usize>,
+    /// Rules count into counters; `None`: not found out yet.
+    counted: Option<bool>,
 }
 
 impl<R: Rules> Plane<R> {
@@ -88,6 +105,7 @@ impl<R: Rules> Plane<R> {
             seen: None,
             intact: None,
             last: BTreeMap::new(),
+            counted: None,
         }
     }
 
@@ -129,6 +147,9 @@ impl<R: Rules> Plane<R> {
                 false,
             ),
             None => {
+                let rules = &mut self.rules;
+                let counted = *self.counted.get_or_insert_with(|| rules.ensure_counters());
+                self.desired.set_counted(counted);
                 let seen = self.observe()?;
                 self.desired.take_touched();
                 (diff::full(&self.desired, &seen), seen, true)
@@ -247,13 +268,16 @@ impl<R: Rules> Plane<R> {
         let seen = self.observe()?;
         let change = diff::cleanup(&seen);
         if change.is_empty() {
+            self.rules.remove_counters();
             return Ok(());
         }
         self.rules.restore(&render(&change))?;
         let used = seen.hooks.keys().map(|(chain, _)| chain.clone());
         self.drop_idle(&used.collect())?;
         let ours = seen.chains.keys().map(|chain| chain.table);
-        self.rules.remove_empty(&ours.collect())
+        self.rules.remove_empty(&ours.collect())?;
+        self.rules.remove_counters();
+        Ok(())
     }
 
     /// Deletes built-in chains that are not needed any more: in nf_tables, the first rule makes them.
@@ -333,7 +357,7 @@ impl<R: Rules + Send> Backend for Plane<R> {
                 };
                 let tables = ["filter", "nat", "mangle"];
                 edit.deletes
-                    && !edit.of_elements
+                    && !edit.of_elements()
                     && edit.family == family
                     && tables.contains(&edit.table)
             }
@@ -344,6 +368,12 @@ impl<R: Rules + Send> Backend for Plane<R> {
 
     fn own_port(&self) -> Option<u32> {
         None
+    }
+
+    fn metrics(&self) -> Option<MoreMetrics> {
+        // Both families count into the same counters, and IPv4's plane is always there.
+        let ours = self.settings().family == Family::V4;
+        ours.then(|| Box::new(counters::metrics) as MoreMetrics)
     }
 }
 

@@ -30,7 +30,7 @@ impl Desired {
         let trees = Tree::ALL.map(|tree| (tree, new_tree(tree, &settings)));
         Self {
             hooks: fixed::hooks(&settings),
-            fixed: fixed::chains(&settings),
+            fixed: fixed::chains(&settings, false),
             ports: BTreeMap::new(),
             trees: trees.into(),
             settings,
@@ -51,6 +51,11 @@ impl Desired {
     /// Settings it was made with.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Whether rules count into the kernel's counters. To be said before everything is compared.
+    pub fn set_counted(&mut self, counted: bool) {
+        self.fixed = fixed::chains(&self.settings, counted);
     }
 
     /// Rules in built-in chains.

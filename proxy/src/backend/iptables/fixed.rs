@@ -8,8 +8,9 @@ use super::names;
 use super::rule::{ChainName, ChainRef, Hook, Match, Rule, Table, Target, to};
 use crate::backend::{NodePortScope, Settings};
 
-/// Chains of a name of their own, without those in which a dispatch tree starts.
-pub fn chains(settings: &Settings) -> BTreeMap<ChainRef, Vec<Rule>> {
+/// Chains of a name of their own, without those in which a dispatch tree starts. With `counted`, rules
+/// count into the kernel's counters.
+pub fn chains(settings: &Settings, counted: bool) -> BTreeMap<ChainRef, Vec<Rule>> {
     let mut chains = BTreeMap::new();
     for table in Table::ALL {
         chains.insert(ChainRef::new(table, names::CANARY), Vec::new());
@@ -24,30 +25,38 @@ pub fn chains(settings: &Settings) -> BTreeMap<ChainRef, Vec<Rule>> {
     let masquerade = Target::Masquerade {
         random_fully: settings.random_fully,
     };
-    add(
-        Table::Nat,
-        names::POSTROUTING,
-        vec![
-            Rule::new([Match::Marked { bit, not: true }], Target::Return),
-            // A packet that passes here twice (an overlay's outer packet keeps the mark) must not
-            // be masqueraded twice.
-            Rule::new([], Target::FlipMark(bit)),
-            Rule::new([], masquerade).comment("kubernetes service traffic requiring SNAT"),
-        ],
-    );
-    add(Table::Filter, names::FORWARD, forward(settings));
+    let mut leaving = vec![Rule::new(
+        [Match::Marked { bit, not: true }],
+        Target::Return,
+    )];
+    if counted && settings.serves_localhost() {
+        // The node is masqueraded on its way to a node port, so each such connection comes by, once.
+        let loopback = Match::FirstDestination(settings.family.loopback());
+        let matches = [loopback, Match::Counted(names::COUNTER_LOCALHOST)];
+        leaving.push(Rule::new(matches, Target::Continue));
+    }
+    // A packet that passes here twice (an overlay's outer packet keeps the mark) must not be
+    // masqueraded twice.
+    leaving.push(Rule::new([], Target::FlipMark(bit)));
+    leaving.push(Rule::new([], masquerade).comment("kubernetes service traffic requiring SNAT"));
+    add(Table::Nat, names::POSTROUTING, leaving);
+    add(Table::Filter, names::FORWARD, forward(settings, counted));
     if settings.serves_localhost() {
         add(Table::Filter, names::FIREWALL, vec![localnet_rule()]);
     }
     chains
 }
 
-fn forward(settings: &Settings) -> Vec<Rule> {
+fn forward(settings: &Settings, counted: bool) -> Vec<Rule> {
     let mut rules = Vec::new();
     if settings.drop_invalid {
         // Conntrack does not translate such a packet back, and its receiver would answer an
         // unknown source with a reset that kills the connection.
-        rules.push(Rule::new([Match::StateInvalid], Target::Drop));
+        let mut matches = vec![Match::StateInvalid];
+        if counted {
+            matches.push(Match::Counted(names::COUNTER_INVALID));
+        }
+        rules.push(Rule::new(matches, Target::Drop));
     }
     let marked = Match::Marked {
         bit: settings.mark,
@@ -173,6 +182,15 @@ mod tests {
 
     /// The rules of a chain of ours, as they are written.
     fn written(change: impl FnOnce(&mut Settings), table: Table, name: &str) -> Vec<String> {
+        of(change, false, table, name)
+    }
+
+    fn of(
+        change: impl FnOnce(&mut Settings),
+        counted: bool,
+        table: Table,
+        name: &str,
+    ) -> Vec<String> {
         let mut settings = Settings {
             family: Family::V4,
             mark: 0x4000,
@@ -185,7 +203,7 @@ mod tests {
             service_cidrs: Vec::new(),
         };
         change(&mut settings);
-        let rules = chains(&settings).remove(&ChainRef::new(table, name));
+        let rules = chains(&settings, counted).remove(&ChainRef::new(table, name));
         rules
             .unwrap_or_default()
             .iter()
@@ -206,6 +224,19 @@ mod tests {
                 "{rules:?}"
             );
         }
+    }
+
+    #[test]
+    fn counters_count_what_is_dropped_and_what_loopback_asks() {
+        let forward = of(|_| {}, true, Table::Filter, names::FORWARD);
+        let drop = "-m conntrack --ctstate INVALID -m nfacct --nfacct-name ct_state_invalid_dropped_pkts -j DROP";
+        assert_eq!(forward[0], drop);
+        let leaving = of(|_| {}, true, Table::Nat, names::POSTROUTING);
+        let count = "-m conntrack --ctorigdst 127.0.0.0/8 -m nfacct --nfacct-name localhost_nps_accepted_pkts";
+        assert_eq!(leaving[1].trim_end(), count);
+        assert_eq!(leaving.len(), 4);
+        let elsewhere = |settings: &mut Settings| settings.localhost_node_ports = false;
+        assert_eq!(of(elsewhere, true, Table::Nat, names::POSTROUTING).len(), 3);
     }
 
     /// Table T16: DropInvalidRule.

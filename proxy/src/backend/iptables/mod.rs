@@ -5,6 +5,7 @@
 //! [`render`] writes the text of `iptables-restore`, [`apply`] runs it.
 
 pub mod apply;
+pub mod counters;
 pub mod desired;
 pub mod diff;
 pub mod dispatch;

@@ -30,11 +30,17 @@ pub const PROXY_FIREWALL: &str = "KUBE-PROXY-FIREWALL";
 pub const FORWARD: &str = "KUBE-FORWARD";
 /// filter: martians on loopback.
 pub const FIREWALL: &str = "KUBE-FIREWALL";
+/// filter: there for a moment, to see whether rules can count into counters with names.
+pub const COUNTED: &str = "KUBE-PROXY-COUNTED";
+/// Counter of packets that were dropped since conntrack could not place them.
+pub const COUNTER_INVALID: &str = "ct_state_invalid_dropped_pkts";
+/// Counter of connections to node ports on loopback.
+pub const COUNTER_LOCALHOST: &str = "localhost_nps_accepted_pkts";
 /// All tables: its absence tells that someone flushed.
 pub const CANARY: &str = "KUBE-PROXY-CANARY";
 
 /// Chains of a name of their own.
-pub const FIXED: [&str; 10] = [
+pub const FIXED: [&str; 11] = [
     SERVICES,
     NODEPORTS,
     POSTROUTING,
@@ -44,6 +50,7 @@ pub const FIXED: [&str; 10] = [
     PROXY_FIREWALL,
     FORWARD,
     FIREWALL,
+    COUNTED,
     CANARY,
 ];
 

@@ -31,6 +31,8 @@ impl Display for Match {
             Self::StateInvalid => f.write_str("-m conntrack --ctstate INVALID"),
             Self::StateEstablished => f.write_str("-m conntrack --ctstate RELATED,ESTABLISHED"),
             Self::StateForeign => f.write_str("-m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT"),
+            Self::FirstDestination(net) => write!(f, "-m conntrack --ctorigdst {net}"),
+            Self::Counted(counter) => write!(f, "-m nfacct --nfacct-name {counter}"),
             Self::OneOf(n) => {
                 let probability = 1.0 / f64::from((*n).max(1));
                 write!(
@@ -62,6 +64,7 @@ impl Display for Target {
         match self {
             Self::Jump(chain) => write!(f, "-j {chain}"),
             Self::Return => f.write_str("-j RETURN"),
+            Self::Continue => Ok(()),
             Self::Accept => f.write_str("-j ACCEPT"),
             Self::Drop => f.write_str("-j DROP"),
             Self::Reject { tcp_reset: false } => f.write_str("-j REJECT"),

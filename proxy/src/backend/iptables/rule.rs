@@ -124,6 +124,10 @@ pub enum Match {
     StateEstablished,
     /// Conntrack: neither established nor related nor with a translated destination.
     StateForeign,
+    /// Conntrack: the destination of the connection's first packet, before it was translated.
+    FirstDestination(IpNetwork),
+    /// Counts the packet into a counter with this name; always true.
+    Counted(&'static str),
     /// True for one of this many packets, at random.
     OneOf(u32),
     /// The source was put into the list within the last seconds.
@@ -156,6 +160,8 @@ pub enum Target {
     Jump(ChainName),
     /// Back to the chain it came from.
     Return,
+    /// Nothing: what its matches did is all.
+    Continue,
     /// Passes.
     Accept,
     /// Is dropped.
@@ -234,6 +240,7 @@ impl Hook {
         match &self.rule.target {
             Target::Jump(to) => Some(to),
             Target::Return
+            | Target::Continue
             | Target::Accept
             | Target::Drop
             | Target::Reject { .. }

@@ -225,6 +225,12 @@ impl Rules for &mut Fake {
     fn remove_empty(&mut self, _tables: &BTreeSet<super::rule::Table>) -> linux::Result<()> {
         Ok(())
     }
+
+    fn ensure_counters(&mut self) -> bool {
+        false
+    }
+
+    fn remove_counters(&mut self) {}
 }
 
 fn change(plane: &mut Plane<&mut Fake>, from: &Decisions, to: &Decisions) {

@@ -1,17 +1,19 @@
 //! The doing: one family's table, through netlink transactions.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use api::cidr::Family;
-use linux::nftables::{Batch, Edit, Element, Nftables, Notice, TableRef};
+use linux::nftables::{Batch, Element, Nftables, Notice, TableRef};
 
 use super::desired::Desired;
 use super::diff::{self, Change, Named};
 use super::fixed::{self, ChainPlan};
 use super::item::{Front, Key, Pick, Value};
-use super::observe::{self, Observed};
+use super::observe::{self, Chains, LookedUp, Observed};
 use super::sets::SetName;
+use super::suspects::Suspects;
 use super::{kernel_family, table};
 use crate::backend::{Backend, NodePortScope, Report, Settings};
 use crate::conntrack::Frontends;
@@ -39,6 +41,17 @@ pub struct Transaction {
     pub change: Change,
 }
 
+impl Transaction {
+    /// Whether there is nothing to do but make what is there already.
+    fn is_empty(&self) -> bool {
+        !self.replaces_table
+            && self.chains.is_empty()
+            && self.delete_chains.is_empty()
+            && self.strange.is_empty()
+            && self.change.is_empty()
+    }
+}
+
 /// Where the table is: the kernel, or a fake.
 pub trait Tables {
     /// What is there.
@@ -46,6 +59,18 @@ pub trait Tables {
     /// # Errors
     /// The kernel's refusal.
     fn observe(&mut self, family: Family) -> linux::Result<Observed>;
+
+    /// What elements lead to there, none of them a range. `None`: to something that is not ours.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    fn look_up(&mut self, family: Family, keys: &BTreeSet<Key>) -> linux::Result<Option<LookedUp>>;
+
+    /// Chains with the comments of their rules.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    fn chains(&mut self, family: Family) -> linux::Result<Chains>;
 
     /// Writes all or nothing.
     ///
@@ -66,6 +91,14 @@ pub trait Tables {
 impl Tables for Nftables {
     fn observe(&mut self, family: Family) -> linux::Result<Observed> {
         observe::observe(self, family)
+    }
+
+    fn look_up(&mut self, family: Family, keys: &BTreeSet<Key>) -> linux::Result<Option<LookedUp>> {
+        observe::look_up(self, family, keys)
+    }
+
+    fn chains(&mut self, family: Family) -> linux::Result<Chains> {
+        observe::chains(self, &table(family))
     }
 
     fn commit(&mut self, transaction: &Transaction, desired: &Desired) -> linux::Result<()> {
@@ -216,8 +249,10 @@ pub struct Plane<T> {
     trusted: bool,
     /// Numbers and slots of an earlier process have been taken over.
     adopted: bool,
-    /// Somebody else changed the table.
-    edited: bool,
+    /// What somebody else may have changed.
+    suspects: Suspects,
+    /// Since when that is to be looked at.
+    doubted: Option<Instant>,
     /// Elements of one transaction, about.
     part: usize,
 }
@@ -230,7 +265,8 @@ impl<T: Tables> Plane<T> {
             desired: Desired::new(settings),
             trusted: false,
             adopted: false,
-            edited: false,
+            suspects: Suspects::default(),
+            doubted: None,
             part: PART_ELEMENTS,
         }
     }
@@ -257,6 +293,12 @@ impl<T: Tables> Plane<T> {
         self.trusted = false;
     }
 
+    /// The next sync looks at what somebody else may have changed.
+    #[cfg(test)]
+    pub(super) fn suspect(&mut self, suspects: Suspects) {
+        self.suspects = suspects;
+    }
+
     /// Where the table is.
     pub fn tables(&mut self) -> &mut T {
         &mut self.tables
@@ -267,25 +309,69 @@ impl<T: Tables> Plane<T> {
     /// # Errors
     /// The kernel's refusal; the next call compares everything.
     pub fn sync(&mut self) -> linux::Result<Report> {
-        if !self.trusted {
+        let suspects = std::mem::take(&mut self.suspects);
+        self.doubted = None;
+        if !self.trusted || suspects.everything {
             return self.full_sync();
         }
         self.trusted = false;
-        let change = self.desired.take_change();
-        let report = report(&change, false);
-        for change in change.split(self.part) {
-            let transaction = Transaction {
-                change,
-                ..Transaction::default()
-            };
-            self.tables.commit(&transaction, &self.desired)?;
+        let family = self.desired.settings().family;
+        let Some(seen) = self.tables.look_up(family, &suspects.keys)? else {
+            return self.full_sync();
+        };
+        for (key, value) in seen {
+            self.desired.correct(key, value);
         }
+        let change = self.desired.take_change();
+        let mut first = Transaction::default();
+        if suspects.chains {
+            let observed = self.tables.chains(family)?;
+            (first.chains, first.delete_chains) = self.differing_chains(&observed, &change);
+        }
+        let mut report = report(&change, false);
+        report.objects += first.chains.len();
+        report.rules = first.chains.iter().map(|plan| plan.rules.len()).sum();
+        report.deleted += first.delete_chains.len();
+        self.write(first, change, self.part)?;
         self.trusted = true;
         Ok(report)
     }
 
+    /// Chains to write and chains to delete, where elements are as they were written but for
+    /// `change`, which brings chains of its own.
+    fn differing_chains(
+        &self,
+        observed: &Chains,
+        change: &Change,
+    ) -> (Vec<ChainPlan>, Vec<String>) {
+        let made = |pick: &Pick| {
+            let is_it = |(_, value): &(Key, Value)| *value == Value::Pick(*pick);
+            change.add.iter().any(is_it)
+        };
+        let led_to: Vec<Pick> = self.desired.picks().filter(|pick| !made(pick)).collect();
+        let (wanted, mut unwanted) = chains(&self.desired, observed, &led_to);
+        let new: Vec<String> = self.desired.picks().map(Pick::chain).collect();
+        unwanted.retain(|chain| !new.contains(chain));
+        (wanted, unwanted)
+    }
+
+    /// Writes a change in parts, and `first` with the first of them.
+    fn write(&mut self, mut first: Transaction, change: Change, size: usize) -> linux::Result<()> {
+        let mut parts = change.split(size).peekable();
+        if parts.peek().is_none() && !first.is_empty() {
+            return self.tables.commit(&first, &self.desired);
+        }
+        for change in parts {
+            let transaction = Transaction {
+                change,
+                ..std::mem::take(&mut first)
+            };
+            self.tables.commit(&transaction, &self.desired)?;
+        }
+        Ok(())
+    }
+
     fn full_sync(&mut self) -> linux::Result<Report> {
-        self.edited = false;
         let mut observed = self.tables.observe(self.desired.settings().family)?;
         if !self.adopted && observed.exists {
             self.desired.adopt(&observed.numbers, &observed.items);
@@ -298,12 +384,20 @@ impl<T: Tables> Plane<T> {
             observed = Observed::default();
         }
         let change = diff::full(&self.desired, &observed.items);
-        let (chains, delete_chains) = chains(&self.desired, &observed.chains, &observed.items);
+        let led_to: Vec<Pick> = observed
+            .items
+            .iter()
+            .filter_map(|(_, value)| match value {
+                Value::Pick(pick) => Some(*pick),
+                _ => None,
+            })
+            .collect();
+        let (chains, delete_chains) = chains(&self.desired, &observed.chains, &led_to);
         let mut report = report(&change, true);
         report.objects += chains.len();
         report.rules = chains.iter().map(|plan| plan.rules.len()).sum();
         report.deleted += delete_chains.len() + observed.strange.len();
-        let mut first = Transaction {
+        let first = Transaction {
             replaces_table,
             makes_table: true,
             chains,
@@ -312,43 +406,23 @@ impl<T: Tables> Plane<T> {
             change: Change::default(),
         };
         drop(observed.items);
-        let nothing = change.is_empty()
-            && first.chains.is_empty()
-            && first.delete_chains.is_empty()
-            && first.strange.is_empty();
         // One that replaces a table must leave no moment without services.
         let size = if replaces_table {
             usize::MAX
         } else {
             self.part
         };
-        if !nothing {
-            for change in change.split(size) {
-                let transaction = Transaction {
-                    change,
-                    ..std::mem::take(&mut first)
-                };
-                self.tables.commit(&transaction, &self.desired)?;
-            }
+        if !first.is_empty() || !change.is_empty() {
+            self.write(first, change, size)?;
         }
         self.trusted = true;
         Ok(report)
     }
 }
 
-/// Chains to write, and chains to delete. `items` are the elements that are there.
-fn chains(
-    desired: &Desired,
-    observed: &BTreeMap<String, Vec<String>>,
-    items: &[(Key, Value)],
-) -> (Vec<ChainPlan>, Vec<String>) {
-    let led_to: Vec<String> = items
-        .iter()
-        .filter_map(|(_, value)| match value {
-            Value::Pick(pick) => Some(pick.chain()),
-            _ => None,
-        })
-        .collect();
+/// Chains to write, and chains to delete. Elements that are there lead to the chains `led_to`.
+fn chains(desired: &Desired, observed: &Chains, led_to: &[Pick]) -> (Vec<ChainPlan>, Vec<String>) {
+    let led_to: Vec<String> = led_to.iter().map(|pick| pick.chain()).collect();
     let mut wanted = desired.chains();
     // One that is not there is made with its element, and goes with it.
     let picks = desired
@@ -408,7 +482,17 @@ impl<T: Tables + Send> Backend for Plane<T> {
 
     /// What others do to the table is told to [`Backend::see`]; nothing is listed to find out.
     fn is_intact(&mut self) -> linux::Result<bool> {
-        Ok(!self.edited)
+        Ok(self.suspects.is_empty())
+    }
+
+    /// Only what others changed is looked at.
+    fn doubt(&mut self) {
+        self.trusted &= !self.suspects.everything;
+        self.doubted = Some(Instant::now());
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.doubted
     }
 
     fn cleanup(&mut self) -> linux::Result<()> {
@@ -439,18 +523,18 @@ impl<T: Tables + Send> Backend for Plane<T> {
     fn see(&mut self, seen: &Notice<'_>) -> bool {
         let family = kernel_family(self.desired.settings().family);
         let ours = self.tables.port();
-        let edits = match seen {
-            Notice::Edit(Edit {
-                family: of,
-                table,
-                port,
-                ..
-            }) => *of == family && *table == super::TABLE && Some(*port) != ours,
-            Notice::Lost => true,
-            Notice::Done(_) => false,
-        };
-        self.edited |= edits;
-        edits
+        match seen {
+            Notice::Edit(edit) => {
+                let is_ours = edit.family == family && edit.table == super::TABLE;
+                if !is_ours || Some(edit.port) == ours {
+                    return false;
+                }
+                self.suspects.add(self.desired.settings().family, edit);
+            }
+            Notice::Lost => self.suspects = Suspects::everything(),
+            Notice::Done(_) => return false,
+        }
+        !self.suspects.is_empty()
     }
 
     fn own_port(&self) -> Option<u32> {

@@ -263,8 +263,7 @@ impl Desired {
         let found = if number == plan.number {
             Some(plan)
         } else {
-            let name = self.names.get(&number);
-            name.and_then(|name| self.ports.get(name))
+            self.plan_of(number)
         };
         if let Some(plan) = found {
             plan.front_items(front, &mut |key, value| items.push((key, value)));
@@ -300,6 +299,50 @@ impl Desired {
         }
     }
 
+    /// What one element should lead to; `None`: it should not be there.
+    pub fn value(&self, key: &Key) -> Option<Value> {
+        let mut found = None;
+        let mut take = |other: Key, value: Value| {
+            if other == *key {
+                found = Some(value);
+            }
+        };
+        match key {
+            Key::Pick(number) => {
+                let made = self.made_picks.contains(number);
+                let pick = self.picks.get(*number).filter(|_| made);
+                return pick.map(Value::Pick);
+            }
+            Key::EndpointIp(ip) => {
+                return self.endpoint_ips.contains_key(ip).then_some(Value::Nothing);
+            }
+            Key::ClusterIp(ip) => {
+                return self.cluster_ips.contains_key(ip).then_some(Value::Nothing);
+            }
+            Key::Sticky(word) => self.plan_of(word.set.port)?.own_items(&mut take),
+            Key::StickySlot(set, _) | Key::Slot(set, _) => {
+                self.plan_of(set.port)?.own_items(&mut take);
+            }
+            Key::Source(port, ..) => self.plan_of(*port)?.own_items(&mut take),
+            Key::Cluster(front) | Key::Local(front) | Key::Front(front) => {
+                let first = self.fronts.get(front)?.first()?;
+                self.plan_of(*first)?.front_items(*front, &mut take);
+            }
+            Key::DnsIp(_) | Key::NodeIp(_) | Key::ServiceNet(..) => self.node_items(&mut take),
+        }
+        found
+    }
+
+    fn plan_of(&self, number: u32) -> Option<&PortPlan> {
+        self.ports.get(self.names.get(&number)?)
+    }
+
+    /// An element was found in the kernel to lead to `seen`, whatever was thought.
+    pub fn correct(&mut self, key: Key, seen: Option<Value>) {
+        let now = self.value(&key);
+        self.touched.insert(key, (seen, now));
+    }
+
     /// Calls `each` for all elements, in no order.
     fn items(&self, each: &mut impl FnMut(Key, Value)) {
         for plan in self.ports.values() {
@@ -320,6 +363,11 @@ impl Desired {
                 each(Key::ClusterIp(ip), Value::Nothing);
             }
         }
+        self.node_items(each);
+    }
+
+    /// Calls `each` for the elements that follow from the settings.
+    fn node_items(&self, each: &mut impl FnMut(Key, Value)) {
         for ip in &self.settings.dns_ips {
             each(Key::DnsIp(*ip), Value::Nothing);
         }

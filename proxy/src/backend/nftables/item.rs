@@ -296,7 +296,8 @@ impl Key {
         }
     }
 
-    fn key_bytes(&self, family: Family) -> Vec<u8> {
+    /// What names it to the kernel, in a table of `family`; of a range, its start.
+    pub fn key_bytes(&self, family: Family) -> Vec<u8> {
         match self {
             Self::Pick(number) => u32::from(*number).to_ne_bytes().to_vec(),
             Self::EndpointIp(ip) => concat(&[&address(*ip), &address(*ip)]),

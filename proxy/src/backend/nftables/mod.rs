@@ -16,6 +16,7 @@ pub mod picks;
 pub mod plan;
 pub mod sets;
 mod steps;
+pub mod suspects;
 
 #[cfg(test)]
 mod tests;

@@ -1,9 +1,9 @@
 //! What is in the kernel of our own table. No other table is listed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use api::cidr::Family;
-use linux::nftables::{Element, Nftables};
+use linux::nftables::{Element, Nftables, TableRef};
 
 use super::item::{Key, Value};
 use super::sets::SetName;
@@ -21,9 +21,57 @@ pub struct Observed {
     /// Elements of our sets that we would never write.
     pub strange: Vec<(SetName, Element)>,
     /// Comments of the rules of each chain, in order.
-    pub chains: BTreeMap<String, Vec<String>>,
+    pub chains: Chains,
     /// Numbers of service ports by the names in comments of elements.
     pub numbers: HashMap<String, u32>,
+}
+
+/// Chains of our table, with the comments of their rules in order.
+pub type Chains = BTreeMap<String, Vec<String>>;
+
+/// Lists chains and rules of our table.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn chains(nft: &mut Nftables, table: &TableRef) -> linux::Result<Chains> {
+    let mut chains = Chains::new();
+    for chain in nft.chains(table)? {
+        chains.insert(chain.name, Vec::new());
+    }
+    for rule in nft.rules(table)? {
+        let comments = chains.entry(rule.chain).or_default();
+        comments.push(rule.comment.unwrap_or_default());
+    }
+    Ok(chains)
+}
+
+/// Elements by key, and what each leads to; `None`: it is not there.
+pub type LookedUp = Vec<(Key, Option<Value>)>;
+
+/// Looks elements up, none of them a range. `None`: one has a value that we would never write.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn look_up(
+    nft: &mut Nftables,
+    family: Family,
+    keys: &BTreeSet<Key>,
+) -> linux::Result<Option<LookedUp>> {
+    let table = table(family);
+    let mut found = Vec::new();
+    for key in keys {
+        let name = key.set();
+        let element = nft.element(&table, &name.set(family), &key.key_bytes(family))?;
+        let value = match element {
+            None => None,
+            Some(element) => match Key::read(name, family, &element) {
+                Some((_, value)) => Some(value),
+                None => return Ok(None),
+            },
+        };
+        found.push((*key, value));
+    }
+    Ok(Some(found))
 }
 
 /// Lists our table.
@@ -40,13 +88,7 @@ pub fn observe(nft: &mut Nftables, family: Family) -> linux::Result<Observed> {
     if !observed.exists {
         return Ok(observed);
     }
-    for chain in nft.chains(&table)? {
-        observed.chains.insert(chain.name, Vec::new());
-    }
-    for rule in nft.rules(&table)? {
-        let comments = observed.chains.entry(rule.chain).or_default();
-        comments.push(rule.comment.unwrap_or_default());
-    }
+    observed.chains = chains(nft, &table)?;
     let listed = nft.sets(&table)?;
     for name in SetName::ALL {
         let set = name.set(family);

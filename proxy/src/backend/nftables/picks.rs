@@ -41,6 +41,12 @@ impl Picks {
         }
     }
 
+    /// The chain of a number.
+    pub fn get(&self, number: u16) -> Option<Pick> {
+        let mut all = self.numbers.iter();
+        all.find_map(|(pick, known)| (*known == number).then_some(*pick))
+    }
+
     /// All chains.
     pub fn iter(&self) -> impl Iterator<Item = Pick> + '_ {
         self.numbers.keys().copied()

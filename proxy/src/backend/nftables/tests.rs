@@ -1,7 +1,7 @@
 //! Properties over random services, on a fake kernel that refuses what the real one refuses and
 //! checks after every transaction that nothing leads to what is not there.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use api::cidr::Family;
@@ -13,8 +13,9 @@ use super::desired::{Desired, label};
 use super::diff::{self, Named};
 use super::fixed;
 use super::item::{Fate, Key, Value};
-use super::observe::Observed;
-use crate::backend::{DetectLocal, NodePortScope, Settings};
+use super::observe::{Chains, LookedUp, Observed};
+use super::suspects::Suspects;
+use crate::backend::{Backend, DetectLocal, NodePortScope, Settings};
 use crate::model::decide::Target;
 use crate::model::{
     BySource, Decision, Decisions, Path, PortName, Protocol, ServiceName, Set, SourceFilter,
@@ -213,6 +214,19 @@ impl Tables for &mut Fake {
         })
     }
 
+    fn look_up(
+        &mut self,
+        _family: Family,
+        keys: &BTreeSet<Key>,
+    ) -> linux::Result<Option<LookedUp>> {
+        let each = keys.iter().map(|key| (*key, self.items.get(key).copied()));
+        Ok(Some(each.collect()))
+    }
+
+    fn chains(&mut self, _family: Family) -> linux::Result<Chains> {
+        Ok(self.chains.clone())
+    }
+
     fn commit(&mut self, transaction: &Transaction, desired: &Desired) -> linux::Result<()> {
         self.commits += 1;
         if let Some(left) = self.fails {
@@ -390,6 +404,64 @@ proptest! {
         }
         prop_assert_eq!(items.into_iter().collect::<Vec<_>>(), b.contents());
         prop_assert!(diff::full(&b, &b.contents()).is_empty());
+    }
+
+    /// Somebody takes elements away, gives some another value, brings some of his own and empties a
+    /// chain, while services change.
+    #[test]
+    fn only_what_others_changed_is_looked_at(
+        old in shorts(20), new in shorts(20), theirs in shorts(6), every in 1..7_usize, chain in any::<prop::sample::Index>(),
+    ) {
+        let (old, new) = (decisions(&old), decisions(&new));
+        let theirs = Desired::with(settings(Family::V4), &decisions(&theirs)).contents();
+        let mut fake = Fake::default();
+        let mut plane = Plane::new(&mut fake, settings(Family::V4));
+        change(&mut plane, &Decisions::new(), &old);
+        plane.sync().unwrap();
+        let before = plane.tables().items.clone();
+        let items = &mut plane.tables().items;
+        // Chains that choose cannot be taken from what leads to them.
+        let is_data = |key: &Key| !matches!(key, Key::Pick(_));
+        let gone: Vec<Key> = before.keys().copied().filter(is_data).step_by(every).collect();
+        let mut edited: BTreeSet<Key> = gone.iter().copied().collect();
+        for key in gone {
+            items.remove(&key);
+        }
+        for (key, value) in theirs.iter().filter(|(key, _)| is_data(key)) {
+            items.insert(*key, *value);
+            edited.insert(*key);
+        }
+        let names: Vec<String> = plane.tables().chains.keys().cloned().collect();
+        let emptied = chain.get(&names).clone();
+        plane.tables().chains.insert(emptied, Vec::new());
+        plane.tables().chains.insert("of-others".to_owned(), Vec::new());
+        plane.suspect(Suspects { chains: true, keys: edited, everything: false });
+        prop_assert!(!plane.is_intact().unwrap());
+        change(&mut plane, &old, &new);
+        plane.doubt();
+        prop_assert!(!plane.sync().unwrap().full);
+        prop_assert!(plane.is_intact().unwrap());
+        let items = plane.tables().items.clone();
+        prop_assert_eq!(meaning(items, plane.desired()), wanted(&new));
+        let chains = plane.tables().chains.clone();
+        plane.distrust_all();
+        prop_assert!(plane.sync().unwrap().full);
+        for (name, comments) in &plane.tables().chains {
+            prop_assert_eq!(Some(comments), chains.get(name));
+        }
+    }
+
+    #[test]
+    fn each_element_is_found_by_its_key(shorts in shorts(30), others in shorts(30)) {
+        let of = |shorts: &[Short]| Desired::with(settings(Family::V4), &decisions(shorts));
+        let (desired, others) = (of(&shorts), of(&others));
+        let contents: BTreeMap<Key, Value> = desired.contents().into_iter().collect();
+        for (key, value) in &contents {
+            prop_assert_eq!(desired.value(key), Some(*value));
+        }
+        for (key, _) in others.contents() {
+            prop_assert_eq!(desired.value(&key), contents.get(&key).copied());
+        }
     }
 
     #[test]

@@ -148,6 +148,11 @@ impl Lab {
         Some(PathBuf::from("/sys/fs/bpf").join(name))
     }
 
+    /// Runs `work` on the node, on a thread of its own.
+    pub(super) fn on_node<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        self.node.run(work)?
+    }
+
     /// Runs `work` as a client, on a thread of its own.
     fn client<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         let group = self.group.as_ref().filter(|_| self.is_inside);

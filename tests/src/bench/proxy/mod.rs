@@ -3,6 +3,7 @@
 //! the bare kernel operation.
 
 pub(super) mod lab;
+mod repair;
 
 use std::time::{Duration, Instant};
 
@@ -183,6 +184,15 @@ fn run_size(way: &Way, size: usize, empty: u64) -> Result<Vec<Figure>> {
             .size(size),
     );
 
+    if way.mode == "nftables" {
+        let note =
+            "an element or a chain's rules deleted by somebody else until they are there again";
+        let repairs = repair::run(&lab)?;
+        figures.push(
+            way.figure("repair_ms", "ms", &repairs, note.to_owned())
+                .size(size),
+        );
+    }
     let resident = lab.resident()?;
     let note = format!("{ENDPOINTS} endpoints each{}", way.peer(size, 2));
     figures.push(
