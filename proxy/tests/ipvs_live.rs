@@ -18,7 +18,8 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 
 use ipvs_lab::ipvs_lab;
-use lab::{Lab, service, still_alive};
+use lab::talk::still_alive;
+use lab::{Lab, service};
 use linux::Host;
 use linux::exec::Exec;
 use linux::iptables::Family;
@@ -129,7 +130,7 @@ fn ipvs_drains_gracefully() {
         lab.p1.connect("172.30.0.41:80"),
     ];
     let port = "tcp 192.168.0.2:30041";
-    let to = |ip: &str| SocketAddr::new(ip.parse().unwrap(), lab::PORT);
+    let to = |ip: &str| SocketAddr::new(ip.parse().unwrap(), lab::talk::PORT);
     lab.write("web.yaml", &web(&TWO[1..]));
     lab.wait("weight 0", |lab| {
         table(lab).get(port) == Some(&vec![(to("10.180.0.2"), 0), (to("10.180.1.1"), 1)])
@@ -195,33 +196,8 @@ fn ipvs_restarts_without_a_failed_connection() {
 
 #[test]
 fn ipvs_udp_follows_the_endpoints() {
-    let Some(mut lab) = ipvs_lab("ipvs_udp_follows_the_endpoints") else {
-        return;
-    };
-    let spec = "{type: NodePort, clusterIP: 172.30.0.41, ports: [{name: udp, port: 80, protocol: UDP, nodePort: 30041}]}";
-    let endpoints = |endpoints: &[(&str, &str)]| service("web", spec, endpoints);
-    lab.write("web.yaml", &endpoints(&TWO[..1]));
-    lab.start();
-    let clients = [
-        (&lab.p1, "172.30.0.41:80"),
-        (&lab.cli, "192.168.0.2:30041"),
-        (&lab.node, "172.30.0.41:80"),
-    ];
-    let sockets: Vec<_> = clients
-        .iter()
-        .map(|(place, _)| place.run(lab::udp_socket))
-        .collect();
-    let all_hear = |who: &str| {
-        let mut heard = clients
-            .iter()
-            .zip(&sockets)
-            .map(|((place, to), socket)| place.run(|| lab::ask_udp(socket, to.parse().unwrap())));
-        heard.all(|heard| heard.as_deref() == Some(who))
-    };
-    lab.wait("p2", |_| all_hear("p2"));
-    for (to, who) in [(&TWO[1..], "p3"), (&TWO[..1], "p2")] {
-        lab.write("web.yaml", &endpoints(to));
-        lab.wait(who, |_| all_hear(who));
+    if let Some(lab) = ipvs_lab("ipvs_udp_follows_the_endpoints") {
+        lab::udp::clients_that_keep_their_ports_follow_the_endpoints(lab);
     }
 }
 

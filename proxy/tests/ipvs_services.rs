@@ -112,9 +112,9 @@ fn ipvs_node_ports_are_on_every_address() {
     }
     for ip in v4 {
         let to: SocketAddr = format!("{ip}:30041").parse().unwrap();
-        let socket = lab.cli.run(lab::udp_socket);
+        let socket = lab.cli.run(lab::talk::udp_socket);
         lab.wait("an answer by UDP", |lab| {
-            lab.cli.run(|| lab::ask_udp(&socket, to)).is_some()
+            lab.cli.run(|| lab::talk::ask_udp(&socket, to)).is_some()
         });
     }
 }

@@ -20,7 +20,8 @@ mod live {
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 
-use lab::{Lab, service, still_alive};
+use lab::talk::still_alive;
+use lab::{Lab, service};
 use linux::exec::Exec;
 use linux::iptables::{Backend as Kind, Family, Iptables};
 use nix::sys::signal::Signal;
@@ -425,7 +426,7 @@ fn cluster_dns_on_loopback(mode: Mode) {
     for server in ["172.30.0.10:53", "[fd00:172::10]:53"] {
         let count = |name: &str| {
             lab.p1
-                .run(|| lab::count_answers(server.parse().unwrap(), name))
+                .run(|| lab::talk::count_answers(server.parse().unwrap(), name))
         };
         assert_eq!(count("web.default.svc.cluster.local"), Some(1));
         assert_eq!(count("headless.default.svc.cluster.local"), Some(3));
@@ -442,56 +443,16 @@ fn cluster_dns_on_loopback(mode: Mode) {
     lab.wait("the name to change", |lab| {
         let server = "172.30.0.10:53".parse().unwrap();
         lab.p1
-            .run(|| lab::count_answers(server, "web.default.svc.cluster.local"))
+            .run(|| lab::talk::count_answers(server, "web.default.svc.cluster.local"))
             == Some(2)
     });
 }
 
 fn a_udp_client_that_keeps_its_port_follows_the_endpoints(mode: Mode) {
-    let Some(mut lab) = Lab::in_mode(
-        "a_udp_client_that_keeps_its_port_follows_the_endpoints",
-        mode,
-    ) else {
-        return;
-    };
-    let spec = "{type: NodePort, clusterIP: 172.30.0.41, ports: [{name: udp, port: 80, protocol: UDP, nodePort: 30041}]}";
-    let endpoints = |endpoints: &[(&str, &str)]| service("web", spec, endpoints);
-    lab.write("web.yaml", &endpoints(&[]));
-    lab.start();
-    let clients = [
-        (&lab.p1, "172.30.0.41:80"),
-        (&lab.cli, "192.168.0.2:30041"),
-        (&lab.node, "172.30.0.41:80"),
-    ];
-    let sockets: Vec<_> = clients
-        .iter()
-        .map(|(place, _)| place.run(lab::udp_socket))
-        .collect();
-    let all_hear = |who: &str| {
-        let heard = clients
-            .iter()
-            .zip(&sockets)
-            .map(|((place, to), socket)| place.run(|| lab::ask_udp(socket, to.parse().unwrap())));
-        heard.into_iter().all(|heard| heard.as_deref() == Some(who))
-    };
-    // A flow to nowhere is tracked at first.
-    assert!(!all_hear("p2"));
-    let steps: [(&[(&str, &str)], &str); 4] = [
-        (&ALL_V4[1..2], "p2"),
-        (&ALL_V4[2..], "p3"),
-        (&[], ""),
-        (&ALL_V4[1..2], "p2"),
-    ];
-    for (to, who) in steps {
-        lab.write("web.yaml", &endpoints(to));
-        if !who.is_empty() {
-            lab.wait(who, |_| all_hear(who));
-        }
+    let test = "a_udp_client_that_keeps_its_port_follows_the_endpoints";
+    if let Some(lab) = Lab::in_mode(test, mode) {
+        lab::udp::clients_that_keep_their_ports_follow_the_endpoints(lab);
     }
-    lab.remove("web.yaml");
-    lab.wait("rules to go", |lab| !lab.knows("default/web"));
-    lab.write("web.yaml", &endpoints(&ALL_V4[2..]));
-    lab.wait("p3 after deletion", |_| all_hear("p3"));
 }
 
 fn clients_stay_with_their_endpoints(mode: Mode) {

@@ -107,7 +107,7 @@ fn check(services: usize, endpoints: usize) {
     assert_eq!(changes.v4.len(), 1);
     assert_eq!(targets(&store), services * endpoints - 1);
     let change = &changes.v4[0];
-    desired.set(&change.name, change.new.as_deref());
+    desired.set(&change.name, change.new.as_ref());
     let touched = desired.take_touched();
     assert_eq!(touched.len(), 1);
     let rules: usize = touched.values().flatten().map(Vec::len).sum();

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use linux::NetNs;
 
-use super::{Lab, ask_once};
+use super::Lab;
+use super::talk::ask_once;
 
 /// Ends the client's thread also when something fails in between.
 struct StopsAtEnd<'a>(&'a AtomicBool);

@@ -8,254 +8,31 @@
 //! IPv6 beside it: 2001:db8::9 and ::2, fd00:180::fe with ::1 and ::2, fd00:180:1::fe with ::1.
 
 pub(crate) mod asking;
+pub(crate) mod place;
+pub(crate) mod talk;
+pub(crate) mod udp;
+mod wire;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::Child;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::sockets::Sockets;
-use linux::addr::Addr;
 use linux::exec::Exec;
 use linux::iptables::{Family, Iptables};
-use linux::link::{LinkChange, NewBridge, NewVeth};
 use linux::nftables::Nftables;
 use linux::process::Daemon;
-use linux::route::Route;
-use linux::{Host, Kernel, NetNs};
 use proxy::backend::Mode;
 use proxy::backend::nftables::dump;
 
-/// The port that every pod's server listens on.
-pub(crate) const PORT: u16 = 8080;
-
-/// How long anything may take that is waited for.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// The same in a guest, where everything takes longer.
-fn patience() -> Duration {
-    let scale = std::env::var("SEAWAY_TIME_SCALE").ok();
-    PATIENCE * scale.and_then(|text| text.parse().ok()).unwrap_or(1)
-}
+use place::Place;
+use talk::{PORT, patience};
 
 /// How long a condition is waited for. After it has compared all rules the proxy rests ten times as
 /// long as that took, which on a busy machine is a second or two.
 fn patience_for_conditions() -> Duration {
     patience() * 6
-}
-
-static COUNTER: AtomicU32 = AtomicU32::new(0);
-
-/// One network namespace.
-pub(crate) struct Place {
-    /// Its door.
-    pub(crate) kernel: Kernel,
-    path: PathBuf,
-    /// The control group that its threads run in, where that matters.
-    group: Option<PathBuf>,
-    /// Another handle of a place that is somebody else's.
-    is_twin: bool,
-}
-
-impl Place {
-    fn new(name: &str) -> Self {
-        let path = PathBuf::from(format!("/run/seaway-test/{}-{name}", unique()));
-        let netns = NetNs::create(&path).unwrap();
-        let mut kernel = Kernel::open_in(netns).unwrap();
-        kernel
-            .set_link(
-                "lo",
-                &LinkChange {
-                    up: Some(true),
-                    ..LinkChange::default()
-                },
-            )
-            .unwrap();
-        Self {
-            kernel,
-            path,
-            group: None,
-            is_twin: false,
-        }
-    }
-
-    /// Runs `work` in there.
-    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let work = || {
-            if let Some(group) = &self.group {
-                crate::sockets::enter(group);
-            }
-            work()
-        };
-        NetNs::open(&self.path).unwrap().run(work).unwrap()
-    }
-
-    /// Another handle of the same place, for threads that work while the lab changes.
-    pub(crate) fn twin(&self) -> Self {
-        Self {
-            kernel: Kernel::open_in(NetNs::open(&self.path).unwrap()).unwrap(),
-            path: self.path.clone(),
-            group: self.group.clone(),
-            is_twin: true,
-        }
-    }
-
-    fn up(&mut self, link: &str, addresses: &[&str]) {
-        for address in addresses {
-            self.kernel
-                .add_addr(link, &Addr::new(address.parse().unwrap()))
-                .unwrap();
-        }
-        self.kernel
-            .set_link(
-                link,
-                &LinkChange {
-                    up: Some(true),
-                    ..LinkChange::default()
-                },
-            )
-            .unwrap();
-    }
-
-    fn default_route(&mut self, gateways: &[&str]) {
-        for gateway in gateways {
-            let gateway: IpAddr = gateway.parse().unwrap();
-            let all = if gateway.is_ipv4() {
-                "0.0.0.0/0"
-            } else {
-                "::/0"
-            };
-            self.kernel
-                .add_route(&Route::to(all.parse().unwrap()).via(gateway))
-                .unwrap();
-        }
-    }
-
-    /// Serves TCP and UDP on [`PORT`]: says its name and the client's address, then repeats what
-    /// it hears.
-    pub(crate) fn serve(&self, name: &'static str) {
-        let (tcp, udp) = self.run(|| {
-            let any = SocketAddr::new("::".parse().unwrap(), PORT);
-            (
-                TcpListener::bind(any).unwrap(),
-                UdpSocket::bind(any).unwrap(),
-            )
-        });
-        std::thread::spawn(move || {
-            for stream in tcp.incoming().flatten() {
-                std::thread::spawn(move || answer(stream, name));
-            }
-        });
-        std::thread::spawn(move || {
-            let mut buffer = [0; 64];
-            while let Ok((_, peer)) = udp.recv_from(&mut buffer) {
-                let text = format!("{name} {}", peer.ip().to_canonical());
-                let _sent = udp.send_to(text.as_bytes(), peer);
-            }
-        });
-    }
-
-    /// One connection: who answered, and which source it saw.
-    pub(crate) fn ask(&self, to: &str) -> Result<(String, IpAddr), std::io::ErrorKind> {
-        let to: SocketAddr = to.parse().unwrap();
-        self.run(|| ask(to)).map(|(who, peer, _)| (who, peer))
-    }
-
-    /// A page over HTTP: its code, and its text with the headers.
-    pub(crate) fn get(&self, at: &str, page: &str) -> Result<(u16, String), std::io::ErrorKind> {
-        let to: SocketAddr = at.parse().unwrap();
-        let run = || -> std::io::Result<(u16, String)> {
-            let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(1))?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            let request = format!("GET {page} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
-            stream.write_all(request.as_bytes())?;
-            let mut text = String::new();
-            stream.read_to_string(&mut text)?;
-            let code = text.split(' ').nth(1).and_then(|code| code.parse().ok());
-            Ok((code.unwrap_or_default(), text))
-        };
-        self.run(run).map_err(|e| e.kind())
-    }
-
-    /// A connection that stays open.
-    pub(crate) fn connect(&self, to: &str) -> TcpStream {
-        let to: SocketAddr = to.parse().unwrap();
-        self.run(|| ask(to)).unwrap().2
-    }
-
-    /// Whoever answers `n` connections, and the sources they saw.
-    pub(crate) fn ask_many(&self, to: &str, n: usize) -> Vec<(String, IpAddr)> {
-        let to: SocketAddr = to.parse().unwrap();
-        self.run(|| {
-            (0..n)
-                .map(|_| ask(to).map(|(who, peer, _)| (who, peer)))
-                .collect::<Result<_, _>>()
-        })
-        .unwrap_or_else(|e| panic!("{to}: {e}"))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if !self.is_twin {
-            drop(NetNs::remove(&self.path));
-        }
-    }
-}
-
-fn unique() -> String {
-    format!(
-        "{}-{}",
-        std::process::id(),
-        COUNTER.fetch_add(1, Ordering::Relaxed)
-    )
-}
-
-fn answer(mut stream: TcpStream, name: &str) {
-    let Ok(peer) = stream.peer_addr() else { return };
-    let hello = format!("{name} {}\n", peer.ip().to_canonical());
-    let _sent = stream.write_all(hello.as_bytes());
-    let mut buffer = [0; 64];
-    while let Ok(n) = stream.read(&mut buffer) {
-        if n == 0 || stream.write_all(&buffer[..n]).is_err() {
-            return;
-        }
-    }
-}
-
-fn ask(to: SocketAddr) -> Result<(String, IpAddr, TcpStream), std::io::ErrorKind> {
-    let run = || -> std::io::Result<_> {
-        let stream = TcpStream::connect_timeout(&to, patience() / 10)?;
-        stream.set_read_timeout(Some(patience()))?;
-        let mut line = String::new();
-        BufReader::new(&stream).read_line(&mut line)?;
-        Ok((line, stream))
-    };
-    let (line, stream) = run().map_err(|e| e.kind())?;
-    let (who, peer) = line
-        .trim()
-        .split_once(' ')
-        .ok_or(std::io::ErrorKind::InvalidData)?;
-    Ok((who.to_owned(), peer.parse().unwrap(), stream))
-}
-
-/// One connection, or what came of it.
-pub(crate) fn ask_raw(to: SocketAddr) -> std::io::Result<()> {
-    let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    BufReader::new(&stream).read_line(&mut String::new())?;
-    Ok(())
-}
-
-/// Sends a line over an open connection and expects it back.
-pub(crate) fn still_alive(stream: &mut TcpStream) {
-    stream.write_all(b"ping").unwrap();
-    let mut buffer = [0; 4];
-    stream.read_exact(&mut buffer).unwrap();
-    assert_eq!(&buffer, b"ping");
 }
 
 /// The whole lab.
@@ -287,7 +64,7 @@ impl Lab {
             return None;
         }
         let mut lab = Self::places(mode);
-        wire(&mut lab);
+        wire::wire(&mut lab);
         for (place, name) in [(&lab.p1, "p1"), (&lab.p2, "p2"), (&lab.p3, "p3")] {
             place.serve(name);
         }
@@ -565,61 +342,6 @@ impl Drop for Lab {
     }
 }
 
-fn wire(lab: &mut Lab) {
-    let node = &mut lab.node;
-    node.kernel
-        .add_bridge(&NewBridge {
-            name: "cni0".into(),
-            ..NewBridge::default()
-        })
-        .unwrap();
-    node.up("cni0", &["10.180.0.254/24", "fd00:180::fe/64"]);
-    let pods = [
-        (&mut lab.p1, "v1", "10.180.0.1/24", "fd00:180::1/64"),
-        (&mut lab.p2, "v2", "10.180.0.2/24", "fd00:180::2/64"),
-    ];
-    for (pod, veth, v4, v6) in pods {
-        pair(node, veth, Some("cni0"), pod);
-        let hairpin = LinkChange {
-            up: Some(true),
-            hairpin: Some(true),
-            ..LinkChange::default()
-        };
-        node.kernel.set_link(veth, &hairpin).unwrap();
-        pod.up("eth0", &[v4, v6]);
-        pod.default_route(&["10.180.0.254", "fd00:180::fe"]);
-    }
-    pair(node, "rem0", None, &mut lab.p3);
-    node.up("rem0", &["10.180.1.254/24", "fd00:180:1::fe/64"]);
-    lab.p3.up("eth0", &["10.180.1.1/24", "fd00:180:1::1/64"]);
-    lab.p3.default_route(&["10.180.1.254", "fd00:180:1::fe"]);
-    pair(node, "eth0", None, &mut lab.cli);
-    node.up("eth0", &["192.168.0.2/24", "2001:db8::2/64"]);
-    lab.cli.up("eth0", &["192.168.0.9/24", "2001:db8::9/64"]);
-    lab.cli.default_route(&["192.168.0.2", "2001:db8::2"]);
-    node.default_route(&["192.168.0.9", "2001:db8::9"]);
-    for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
-        node.kernel.set_sysctl(key, "1").unwrap();
-    }
-    // The client is the node's router, too, so service addresses would lead back to it. The kernel
-    // counts redirects and unreachables against one limit, and would swallow a refusal.
-    for link in ["all", "eth0"] {
-        let key = format!("net/ipv4/conf/{link}/send_redirects");
-        node.kernel.set_sysctl(&key, "0").unwrap();
-    }
-}
-
-fn pair(node: &mut Place, name: &str, master: Option<&str>, peer: &mut Place) {
-    let veth = NewVeth {
-        name: name.into(),
-        master: master.map(Into::into),
-        peer_name: "eth0".into(),
-        peer_netns: Some(peer.kernel.netns()),
-        ..NewVeth::default()
-    };
-    node.kernel.add_veth(&veth).unwrap();
-}
-
 /// A service and its endpoints.
 pub(crate) fn service(name: &str, spec: &str, endpoints: &[(&str, &str)]) -> String {
     let v4: Vec<_> = endpoints
@@ -643,55 +365,4 @@ pub(crate) fn service(name: &str, spec: &str, endpoints: &[(&str, &str)]) -> Str
         ));
     }
     text
-}
-
-impl Place {
-    /// Where the namespace is mounted.
-    pub(crate) fn kernel_path(&self) -> &std::path::Path {
-        &self.path
-    }
-}
-
-/// One connection from the calling thread; whether it was answered.
-pub(crate) fn ask_once(to: SocketAddr) -> bool {
-    ask(to).is_ok()
-}
-
-/// Asks for the addresses of a name; `None` when it does not exist.
-pub(crate) fn count_answers(server: SocketAddr, name: &str) -> Option<usize> {
-    let any = if server.is_ipv4() {
-        "0.0.0.0:0"
-    } else {
-        "[::]:0"
-    };
-    let socket = UdpSocket::bind(any).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut question = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
-    for label in name.split('.') {
-        question.push(u8::try_from(label.len()).unwrap());
-        question.extend(label.as_bytes());
-    }
-    question.extend([0, 0, 1, 0, 1]);
-    socket.send_to(&question, server).unwrap();
-    let mut answer = [0; 512];
-    socket.recv(&mut answer).unwrap();
-    (answer[3] & 15 == 0).then(|| usize::from(u16::from_be_bytes([answer[6], answer[7]])))
-}
-
-/// A UDP socket of its own port, in the calling thread's namespace.
-pub(crate) fn udp_socket() -> UdpSocket {
-    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-    socket
-        .set_read_timeout(Some(Duration::from_millis(100)))
-        .unwrap();
-    socket
-}
-
-/// Who answers one datagram, if anybody does.
-pub(crate) fn ask_udp(socket: &UdpSocket, to: SocketAddr) -> Option<String> {
-    socket.send_to(b"?", to).ok()?;
-    let mut buffer = [0; 64];
-    let (n, _) = socket.recv_from(&mut buffer).ok()?;
-    let text = String::from_utf8_lossy(&buffer[..n]).into_owned();
-    Some(text.split(' ').next().unwrap_or_default().to_owned())
 }

@@ -5,7 +5,8 @@ use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::lab::{self, Lab, service, still_alive};
+use crate::lab::talk::still_alive;
+use crate::lab::{self, Lab, service};
 use linux::Host as _;
 use nix::sys::signal::Signal;
 
@@ -28,7 +29,7 @@ fn lab(name: &str) -> Option<Lab> {
     Lab::new(name).map(Lab::with_sockets)
 }
 
-fn names(place: &lab::Place, to: &str) -> std::collections::BTreeSet<String> {
+fn names(place: &lab::place::Place, to: &str) -> std::collections::BTreeSet<String> {
     place
         .ask_many(to, 60)
         .into_iter()
@@ -142,11 +143,11 @@ fn datagrams(lab: &Lab) {
 }
 
 /// Connects again and again; counts answers and failures.
-fn ask_on(place: &lab::Place, to: &str, stop: &AtomicBool, counts: &[AtomicUsize; 2]) {
+fn ask_on(place: &lab::place::Place, to: &str, stop: &AtomicBool, counts: &[AtomicUsize; 2]) {
     let to: SocketAddr = to.parse().unwrap();
     place.run(|| {
         while !stop.load(Ordering::Relaxed) {
-            let failed = usize::from(!lab::ask_once(to));
+            let failed = usize::from(!lab::talk::ask_once(to));
             counts[failed].fetch_add(1, Ordering::Relaxed);
         }
     });
@@ -202,36 +203,8 @@ fn programs_and_endpoints_change_under_traffic() {
 
 #[test]
 fn a_udp_client_that_keeps_its_port_follows_the_endpoints() {
-    let Some(mut lab) = lab("ebpf: a_udp_client_that_keeps_its_port_follows_the_endpoints") else {
-        return;
-    };
-    lab.write("web.yaml", &service("web", SPEC, &ALL[1..2]));
-    lab.start();
-    let clients = [
-        (&lab.p1, "172.30.0.41:80"),
-        (&lab.cli, "192.168.0.2:30041"),
-        (&lab.node, "172.30.0.41:80"),
-    ];
-    let sockets: Vec<_> = clients
-        .iter()
-        .map(|(place, _)| place.run(lab::udp_socket))
-        .collect();
-    let all_hear = |who: &str| {
-        let pairs = clients.iter().zip(&sockets);
-        let mut heard = pairs
-            .map(|((place, to), socket)| place.run(|| lab::ask_udp(socket, to.parse().unwrap())));
-        heard.all(|heard| heard.as_deref() == Some(who))
-    };
-    for (to, who) in [
-        (&ALL[1..2], "p2"),
-        (&ALL[2..3], "p3"),
-        (&[][..], ""),
-        (&ALL[1..2], "p2"),
-    ] {
-        lab.write("web.yaml", &service("web", SPEC, to));
-        if !who.is_empty() {
-            lab.wait(who, |_| all_hear(who));
-        }
+    if let Some(lab) = lab("ebpf: a_udp_client_that_keeps_its_port_follows_the_endpoints") {
+        lab::udp::clients_that_keep_their_ports_follow_the_endpoints(lab);
     }
 }
 
@@ -251,7 +224,7 @@ fn connected_udp_sockets_of_a_removed_endpoint_are_ended() {
         let text = String::from_utf8_lossy(&buffer[..n]).into_owned();
         Ok::<_, std::io::Error>(text.split(' ').next().unwrap_or_default().to_owned())
     };
-    let connect = |place: &lab::Place, to: &str| {
+    let connect = |place: &lab::place::Place, to: &str| {
         let to: SocketAddr = to.parse().unwrap();
         place.run(|| {
             let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
@@ -476,7 +449,7 @@ fn a_client_outside_that_never_rests_is_served() {
         let cli = lab.cli.twin();
         cli.run(|| -> std::io::Result<()> {
             while begun.fetch_add(1, Ordering::Relaxed) < CONNECTIONS {
-                lab::ask_raw(to)?;
+                lab::talk::ask_raw(to)?;
             }
             Ok(())
         })

@@ -324,10 +324,10 @@ fn cleanup(test: &str, mode: Mode, others: &[&str]) {
     lab.write("web.yaml", &service("web", spec, P2));
     lab.start();
     lab.cli.ask("192.168.0.2:30041").unwrap();
-    let socket = lab.cli.run(lab::udp_socket);
+    let socket = lab.cli.run(lab::talk::udp_socket);
     lab.wait("a UDP flow", |lab| {
         lab.cli
-            .run(|| lab::ask_udp(&socket, "192.168.0.2:30041".parse().unwrap()))
+            .run(|| lab::talk::ask_udp(&socket, "192.168.0.2:30041".parse().unwrap()))
             .is_some()
     });
     assert_ne!(dump(&netns), before);

@@ -261,7 +261,7 @@ impl Backend for Plane {
 
     fn set(&mut self, changes: &[PortChange]) {
         for change in changes {
-            self.desired.set(&change.name, change.new.as_deref());
+            self.desired.set(&change.name, change.new.as_ref());
         }
     }
 

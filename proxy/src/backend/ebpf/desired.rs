@@ -1,6 +1,7 @@
 //! Everything that should be in the maps for one family, kept up to date port by port. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use ebpf_common::abi::FrontendKey;
 
@@ -12,9 +13,10 @@ use crate::model::{Decision, Decisions, PortName};
 #[derive(Debug, Clone)]
 pub struct Desired {
     settings: Settings,
-    ports: BTreeMap<PortName, PortPlan>,
-    /// Who has an address, by name: the first serves it.
-    owners: BTreeMap<FrontendKey, Vec<PortName>>,
+    /// Shared with the store: a port's entries take more memory, and are quickly planned again.
+    ports: BTreeMap<PortName, Arc<Decision>>,
+    /// Who has an address and with which `KIND_*`, by name: the first serves it.
+    owners: BTreeMap<FrontendKey, Vec<(PortName, u8)>>,
     touched: BTreeSet<PortName>,
     touched_frontends: BTreeSet<FrontendKey>,
     left_out: BTreeSet<PortName>,
@@ -48,59 +50,67 @@ impl Desired {
     }
 
     /// Puts one service port in the place of what is there, or takes it away.
-    pub fn set(&mut self, name: &PortName, decision: Option<&Decision>) {
-        let new = decision.and_then(plan_port);
+    pub fn set(&mut self, name: &PortName, decision: Option<&Arc<Decision>>) {
+        let new = decision.and_then(|decision| plan_port(decision));
         if decision.is_some() && new.is_none() {
             self.left_out.insert(name.clone());
         } else {
             self.left_out.remove(name);
         }
-        let old = self.ports.get(name);
-        if old == new.as_ref() {
+        let old = self.port(name);
+        match decision.filter(|_| new.is_some()) {
+            Some(decision) => self.ports.insert(name.clone(), decision.clone()),
+            None => self.ports.remove(name),
+        };
+        if old == new {
             return;
         }
-        let keys = |plan: Option<&PortPlan>| -> Vec<FrontendKey> {
-            plan.map(|plan| plan.frontends.keys().copied().collect())
-                .unwrap_or_default()
-        };
-        for key in keys(old) {
+        let fronts = |plan: Option<PortPlan>| plan.unwrap_or_default().frontends;
+        for key in fronts(old).into_keys() {
             self.touched_frontends.insert(key);
             if let Some(owners) = self.owners.get_mut(&key) {
-                owners.retain(|owner| owner != name);
+                owners.retain(|(owner, _)| owner != name);
                 if owners.is_empty() {
                     self.owners.remove(&key);
                 }
             }
         }
-        for key in keys(new.as_ref()) {
+        for (key, kind) in fronts(new) {
             self.touched_frontends.insert(key);
             let owners = self.owners.entry(key).or_default();
-            if let Err(at) = owners.binary_search(name) {
+            if let Err(at) = owners.binary_search_by(|(owner, _)| owner.cmp(name)) {
                 owners.reserve_exact(1);
-                owners.insert(at, name.clone());
+                owners.insert(at, (name.clone(), kind));
             }
         }
-        match new {
-            Some(new) => self.ports.insert(name.clone(), new),
-            None => self.ports.remove(name),
-        };
         self.touched.insert(name.clone());
     }
 
     /// A port.
-    pub fn port(&self, name: &PortName) -> Option<&PortPlan> {
-        self.ports.get(name)
+    pub fn port(&self, name: &PortName) -> Option<PortPlan> {
+        plan_port(self.ports.get(name)?)
     }
 
     /// All ports.
-    pub fn ports(&self) -> impl Iterator<Item = (&PortName, &PortPlan)> {
-        self.ports.iter()
+    pub fn ports(&self) -> impl Iterator<Item = (&PortName, PortPlan)> {
+        let each = self.ports.iter();
+        each.filter_map(|(name, decision)| Some((name, plan_port(decision)?)))
+    }
+
+    /// Names of all ports.
+    pub fn names(&self) -> impl Iterator<Item = &PortName> {
+        self.ports.keys()
+    }
+
+    /// Whether there is such a port.
+    pub fn has(&self, name: &PortName) -> bool {
+        self.ports.contains_key(name)
     }
 
     /// Who serves an address, and its `KIND_*`.
     pub fn owner(&self, key: &FrontendKey) -> Option<(&PortName, u8)> {
-        let name = self.owners.get(key)?.first()?;
-        Some((name, *self.ports.get(name)?.frontends.get(key)?))
+        let (name, kind) = self.owners.get(key)?.first()?;
+        Some((name, *kind))
     }
 
     /// All addresses.

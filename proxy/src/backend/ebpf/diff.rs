@@ -198,7 +198,7 @@ pub fn full(desired: &Desired, known: &mut Known) -> Change {
         }
     }
     let mut change = Change::default();
-    let names: BTreeSet<PortName> = desired.ports().map(|(name, _)| name.clone()).collect();
+    let names: BTreeSet<PortName> = desired.names().cloned().collect();
     ports(desired, known, &names, &mut change);
     let mut keys: BTreeSet<FrontendKey> = known.frontends.keys().copied().collect();
     keys.extend(desired.frontends().copied());
@@ -222,7 +222,7 @@ pub fn touched(
     ports(desired, known, names, &mut change);
     frontends(desired, known, keys, &mut change);
     for name in names {
-        if desired.port(name).is_none()
+        if !desired.has(name)
             && let Some(id) = known.ids.remove(name)
         {
             forget(known, id, &mut change);
@@ -237,7 +237,7 @@ fn ports(desired: &Desired, known: &mut Known, names: &BTreeSet<PortName>, chang
         if let Some(plan) = desired.port(name) {
             let id = known.id(name, odd);
             if let Some(service) = known.services.get_mut(&id) {
-                port(id, plan, service, change);
+                port(id, &plan, service, change);
             }
         }
     }

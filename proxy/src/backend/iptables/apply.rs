@@ -126,7 +126,7 @@ impl<R: Rules> Plane<R> {
         ports: impl IntoIterator<Item = (&'a PortName, Option<&'a Arc<Decision>>)>,
     ) {
         for (name, decision) in ports {
-            self.desired.set(name, decision.map(AsRef::as_ref));
+            self.desired.set(name, decision);
         }
     }
 

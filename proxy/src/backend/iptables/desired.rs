@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
 use super::dispatch::{Dispatch, Node, Shape};
 use super::plan::{PortPlan, Tree, own_chain, plan_port};
@@ -17,7 +18,8 @@ pub struct Desired {
     settings: Settings,
     hooks: Vec<Hook>,
     fixed: BTreeMap<ChainRef, Vec<Rule>>,
-    ports: BTreeMap<PortName, PortPlan>,
+    /// Shared with the store: a port's rules are many times as large, and quickly planned again.
+    ports: BTreeMap<PortName, Arc<Decision>>,
     trees: BTreeMap<Tree, Dispatch>,
     /// Chains that may differ from when [`Desired::take_touched`] was last called.
     touched: BTreeMap<ChainRef, Option<Vec<Rule>>>,
@@ -64,13 +66,15 @@ impl Desired {
     }
 
     /// Puts one service port in the place of what is there, or takes it away.
-    pub fn set(&mut self, name: &PortName, decision: Option<&Decision>) {
-        let new = decision.map(|decision| plan_port(decision, &self.settings));
-        let old = match &new {
+    pub fn set(&mut self, name: &PortName, decision: Option<&Arc<Decision>>) {
+        let old = match decision {
             Some(new) => self.ports.insert(name.clone(), new.clone()),
             None => self.ports.remove(name),
         };
-        let (new, old) = (new.unwrap_or_default(), old.unwrap_or_default());
+        let plan = |decision: Option<&Arc<Decision>>| {
+            decision.map_or_else(PortPlan::default, |d| plan_port(d, &self.settings))
+        };
+        let (new, old) = (plan(decision), plan(old.as_ref()));
         for (key, rule) in &old.entries {
             if !new.entries.contains_key(key) {
                 self.change_entry(*key, name, None);
@@ -148,9 +152,9 @@ impl Desired {
     /// All chains.
     pub fn chains(&self) -> BTreeMap<ChainRef, Vec<Rule>> {
         let mut chains = self.fixed.clone();
-        for plan in self.ports.values() {
-            let own = plan.chains.iter();
-            chains.extend(own.map(|(name, rules)| (own_chain(name), rules.clone())));
+        for decision in self.ports.values() {
+            let own = plan_port(decision, &self.settings).chains.into_iter();
+            chains.extend(own.map(|(name, rules)| (own_chain(&name), rules)));
         }
         for (tree, dispatch) in &self.trees {
             for node in dispatch.nodes() {

@@ -159,7 +159,12 @@ fn run_size(way: &Way, size: usize, empty: u64) -> Result<Vec<Figure>> {
         let server = SERVERS[(i + 1) % 2];
         let start = Instant::now();
         lab.change(server);
-        seen.push(ms(lab.wait(server, start)?.context("the proxy ended")?));
+        let took = lab.wait(server, start)?.context("the proxy ended")?;
+        seen.push(ms(took));
+        if way.mode == "iptables" {
+            // After such a sync the proxy rests as long as it took; a change then is another figure.
+            std::thread::sleep(took * 2);
+        }
     }
     let log = lab.log();
     let programmed: Vec<f64> = times(&log, "all that was listed is programmed")
