@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed test panics")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use api::cidr::Family;
@@ -11,9 +11,9 @@ use api::discovery::EndpointSlice;
 use api::watch::Event;
 use proxy::backend::iptables::desired::Desired;
 use proxy::backend::iptables::rule::Table;
-use proxy::backend::{NodePortScope, Settings};
+use proxy::backend::{NodePortScope, Settings, ebpf, ipvs, nftables};
 use proxy::model::NodeView;
-use proxy::store::{Input, Store};
+use proxy::store::{Input, PortChange, Store};
 use serde_json::json;
 
 /// Endpoints of one slice, as the controller makes them.
@@ -57,8 +57,8 @@ fn store(services: usize, endpoints: usize) -> Store {
     store
 }
 
-fn desired(store: &Store) -> Desired {
-    let settings = Settings {
+fn settings() -> Settings {
+    Settings {
         family: Family::V4,
         mark: 0x4000,
         detect_local: None,
@@ -68,8 +68,74 @@ fn desired(store: &Store) -> Desired {
         drop_invalid: true,
         dns_ips: Vec::new(),
         service_cidrs: Vec::new(),
-    };
-    Desired::with(settings, store.snapshot().of(Family::V4))
+    }
+}
+
+/// The plans of the modes whose cost does not follow the size of a table.
+struct Others {
+    nftables: nftables::desired::Desired,
+    ebpf: (ebpf::desired::Desired, ebpf::diff::Known),
+    ipvs: (ipvs::desired::Desired, ipvs::diff::Known),
+}
+
+impl Others {
+    /// Of all services, whose objects are counted.
+    fn new(store: &Store, services: usize, endpoints: usize) -> Self {
+        let decisions = store.snapshot().of(Family::V4);
+        let nftables = nftables::desired::Desired::with(settings(), decisions);
+        // Each endpoint's slot, and its address, which slices share; what a service's address leads to,
+        // twice, and the address as such; one chain that chooses.
+        let elements = nftables.contents().len();
+        let each = endpoints + endpoints.min(SLICE) + 3;
+        assert_eq!(elements, services * each + 1);
+
+        let wanted = ebpf::desired::Desired::with(settings(), decisions);
+        let mut known = ebpf::diff::Known::default();
+        let entries = ebpf::diff::full(&wanted, &mut known).puts();
+        assert_eq!(entries, services * (endpoints + 2));
+        let ebpf = (wanted, known);
+
+        let context = ipvs::plan::Context {
+            settings: settings(),
+            options: ipvs::Options::default(),
+            node_ips: [[192, 168, 0, 2].into()].into(),
+        };
+        let wanted = ipvs::desired::Desired::with(context, decisions);
+        let mut known = ipvs::diff::Known::default();
+        let change = ipvs::diff::full(&wanted, &known);
+        assert_eq!(change.raise.len(), services * (endpoints + 1));
+        ipvs::diff::applied(&mut known, &wanted, &change);
+        let mut ipvs = (wanted, known);
+        ipvs.0.take_touched();
+        let mut others = Self {
+            nftables,
+            ebpf,
+            ipvs,
+        };
+        others.ebpf.0.take_touched();
+        others
+    }
+
+    /// One endpoint less: what each mode writes.
+    fn check_change(&mut self, change: &PortChange) {
+        self.nftables.set(&change.name, change.new.as_deref());
+        let written = self.nftables.take_change().len();
+        assert!(written <= 6, "nftables: {written} elements");
+
+        let (wanted, known) = &mut self.ebpf;
+        wanted.set(&change.name, change.new.as_ref());
+        let (names, keys) = wanted.take_touched();
+        let step = ebpf::diff::touched(wanted, known, &names, &keys);
+        let written = step.puts() + step.deletes();
+        assert!(written <= 4, "ebpf: {written} entries");
+
+        let (wanted, known) = &mut self.ipvs;
+        wanted.set(&change.name, change.new.as_ref());
+        let touched = wanted.take_touched();
+        let step = ipvs::diff::touched_only(wanted, known, &touched, &BTreeSet::new());
+        let written = step.written() + step.deleted();
+        assert_eq!(written, 1, "ipvs: {step:?}");
+    }
 }
 
 #[track_caller]
@@ -83,7 +149,8 @@ fn check(services: usize, endpoints: usize) {
     };
     assert_eq!(targets(&store), services * endpoints);
 
-    let mut desired = desired(&store);
+    let mut desired = Desired::with(settings(), store.snapshot().of(Family::V4));
+    let mut others = Others::new(&store, services, endpoints);
     desired.take_touched();
     let chains = desired.chains();
     let rules: usize = chains.values().map(Vec::len).sum();
@@ -112,6 +179,7 @@ fn check(services: usize, endpoints: usize) {
     assert_eq!(touched.len(), 1);
     let rules: usize = touched.values().flatten().map(Vec::len).sum();
     assert!(rules <= endpoints, "{rules} rules");
+    others.check_change(change);
 
     // The same list again changes nothing.
     store.apply(Input::Service(Event::Init));

@@ -17,6 +17,9 @@ pub mod observe;
 pub mod plan;
 pub mod sizes;
 pub mod stats;
+
+#[cfg(test)]
+mod properties;
 pub mod vanished;
 
 use std::path::PathBuf;

@@ -18,6 +18,8 @@ pub mod sets;
 pub mod sysctls;
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;
 
 pub use open::{is_there, open};

@@ -19,7 +19,7 @@ mod steps;
 pub mod suspects;
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use api::cidr::Family;
 use linux::nftables::{self, TableRef};

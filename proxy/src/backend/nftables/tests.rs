@@ -22,7 +22,8 @@ use crate::model::{
     Verdict,
 };
 
-fn settings(family: Family) -> Settings {
+/// Settings as most nodes have them.
+pub(in crate::backend) fn settings(family: Family) -> Settings {
     let net = match family {
         Family::V4 => "10.0.0.0/8",
         Family::V6 => "fd00:10::/32",
@@ -42,7 +43,7 @@ fn settings(family: Family) -> Settings {
 
 /// A service port in short.
 #[derive(Debug, Clone, Copy)]
-struct Short {
+pub(in crate::backend) struct Short {
     ip: u8,
     port: u8,
     node_port: Option<u8>,
@@ -127,7 +128,8 @@ fn decision(short: Short) -> Decision {
     }
 }
 
-fn decisions(shorts: &[Short]) -> Decisions {
+/// Decisions on these service ports.
+pub(in crate::backend) fn decisions(shorts: &[Short]) -> Decisions {
     let all = shorts.iter().map(|short| decision(*short));
     all.map(|decision| (decision.name.clone(), Arc::new(decision)))
         .collect()
@@ -145,7 +147,8 @@ prop_compose! {
     }
 }
 
-fn shorts(max: usize) -> impl Strategy<Value = Vec<Short>> {
+/// Random services, of which several want the same.
+pub(in crate::backend) fn shorts(max: usize) -> impl Strategy<Value = Vec<Short>> {
     prop::collection::vec(short(), 0..max)
 }
 
