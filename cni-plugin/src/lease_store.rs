@@ -27,6 +27,9 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Which boot the leases are of.
 const BOOT_FILE: &str = "boot_id";
 
+/// What the name of a list of an owner's addresses begins with.
+const OWNER: &str = "owner.";
+
 /// A new file before it gets its name. One is enough, as the directory is locked.
 const ASIDE: &str = ".new";
 
@@ -57,6 +60,9 @@ pub struct LeaseStore {
     dir: PathBuf,
     /// No lease was ever given here, as far as the directory shows.
     fresh: bool,
+    /// How many more changes of files are made before the process is killed.
+    #[cfg(test)]
+    fuse: std::cell::Cell<usize>,
     /// Held until dropped.
     _lock: File,
 }
@@ -119,6 +125,8 @@ impl LeaseStore {
         Ok(Self {
             dir,
             fresh: false,
+            #[cfg(test)]
+            fuse: std::cell::Cell::new(usize::MAX),
             _lock: lock,
         })
     }
@@ -326,12 +334,41 @@ impl LeaseStore {
         }
     }
 
+    /// Removes lists of owners without a lease: a process killed in between left them.
+    ///
+    /// # Errors
+    /// The directory cannot be read, a file cannot be removed.
+    pub fn sweep(&self) -> Result<(), LeaseError> {
+        let owners: BTreeSet<String> = self.all()?.values().map(owner_file).collect();
+        for entry in fs::read_dir(&self.dir).map_err(fail("list", &self.dir))? {
+            let entry = entry.map_err(fail("list", &self.dir))?;
+            if let Ok(name) = entry.file_name().into_string()
+                && name.starts_with(OWNER)
+                && !owners.contains(&name)
+            {
+                self.remove_file(&name)?;
+            }
+        }
+        Ok(())
+    }
+
     fn remove(&self, address: IpAddr) -> Result<(), LeaseError> {
         self.remove_file(&address.to_string())
     }
 
+    /// Stands before each change of a file: a process can be killed there.
+    fn step(&self) -> io::Result<()> {
+        #[cfg(test)]
+        match self.fuse.get().checked_sub(1) {
+            Some(left) => self.fuse.set(left),
+            None => return Err(io::Error::other("killed")),
+        }
+        Ok(())
+    }
+
     fn remove_file(&self, name: &str) -> Result<(), LeaseError> {
         let path = self.dir.join(name);
+        self.step().map_err(fail("remove", &path))?;
         if path.is_dir() {
             return fs::remove_dir_all(&path).map_err(fail("remove", &path));
         }
@@ -353,7 +390,11 @@ impl LeaseStore {
     fn write(&self, name: &str, text: &str) -> Result<(), LeaseError> {
         let (aside, path) = (self.dir.join(ASIDE), self.dir.join(name));
         let write = || {
-            File::create(&aside)?.write_all(text.as_bytes())?;
+            self.step()?;
+            let mut file = File::create(&aside)?;
+            self.step()?;
+            file.write_all(text.as_bytes())?;
+            self.step()?;
             fs::rename(&aside, &path)
         };
         write().map_err(fail("write", &path))
@@ -381,7 +422,7 @@ fn lock_in_time(file: &File) -> io::Result<()> {
 /// The file that lists the addresses of `owner`.
 fn owner_file(owner: &Attachment) -> String {
     format!(
-        "owner.{:016x}",
+        "{OWNER}{:016x}",
         fnv1a(&[&owner.container_id, &owner.ifname])
     )
 }
@@ -407,5 +448,7 @@ fn belongs(lease: &Attachment, owner: &Attachment) -> bool {
         && (lease.ifname.is_empty() || lease.ifname == owner.ifname)
 }
 
+#[cfg(test)]
+mod killed;
 #[cfg(test)]
 mod tests;

@@ -60,19 +60,16 @@ pub fn cut(
         return Ok(0);
     }
     let mut count = 0;
-    for ipv6 in [false, true] {
-        for protocol in Protocol::ALL {
-            for flow in conntrack.list(ipv6, protocol.number())? {
-                let ends = [flow.original.source.ip(), flow.reply.source.ip()];
-                let is_suspect = match suspects {
-                    Suspects::All => true,
-                    Suspects::Of(ips) => ends.iter().any(|ip| ips.contains(ip)),
-                };
-                if is_suspect && is_forbidden(model, &flow, node) && conntrack.delete(&flow)? {
-                    tracing::debug!("cut {flow}");
-                    count += 1;
-                }
-            }
+    for flow in conntrack.list_all()? {
+        let judged = |protocol: Protocol| protocol.number() == flow.protocol;
+        let ends = [flow.original.source.ip(), flow.reply.source.ip()];
+        let is_suspect = match suspects {
+            Suspects::All => true,
+            Suspects::Of(ips) => ends.iter().any(|ip| ips.contains(ip)),
+        } && Protocol::ALL.into_iter().any(judged);
+        if is_suspect && is_forbidden(model, &flow, node) && conntrack.delete(&flow)? {
+            tracing::debug!("cut {flow}");
+            count += 1;
         }
     }
     Ok(count)

@@ -13,6 +13,7 @@ use linux::conntrack::Conntrack;
 use linux::nftables::Nftables;
 use linux::{Kernel, Result};
 
+use crate::bridge::{self, Bridge, Bridged};
 use crate::cut::{self, Suspects};
 use crate::model::Model;
 use crate::objects::{Changes, Desired, Elements, Seen};
@@ -20,11 +21,15 @@ use crate::plan::Asked;
 use crate::store::{Change, Listed};
 use crate::{apply, diff, observe, parse, plan};
 
-/// Settings by which bridged packets pass the hooks of IP: what pods of one node say to each other.
-pub const BRIDGE_SETTINGS: [&str; 2] = [
-    "net/bridge/bridge-nf-call-iptables",
-    "net/bridge/bridge-nf-call-ip6tables",
-];
+/// What an operator chooses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Options {
+    /// How packets between pods of one node come before the rules.
+    pub bridged: Bridged,
+    /// Addresses of this node's networks are closed until their pods are known, also while no daemon
+    /// runs.
+    pub deny_unknown: bool,
+}
 
 /// An event of one of the kinds we watch.
 #[derive(Debug, Clone)]
@@ -70,6 +75,9 @@ pub struct Enforcer {
     distrust: bool,
     /// Whose connections are still to be judged.
     suspects: Suspects,
+    bridge: Bridge,
+    /// Policies that select a pod of this node.
+    at_work: usize,
 }
 
 impl Enforcer {
@@ -77,10 +85,12 @@ impl Enforcer {
     ///
     /// # Errors
     /// The kernel has no nf_tables, or refuses a socket.
-    pub fn open(node: &str) -> Result<Self> {
+    pub fn open(node: &str, options: Options) -> Result<Self> {
+        let mut model = Model::new(node);
+        model.close_unknown(options.deny_unknown);
         Ok(Self {
             node: node.to_owned(),
-            model: Model::new(node),
+            model,
             policies: Listed::default(),
             namespaces: Listed::default(),
             pods: Listed::default(),
@@ -92,6 +102,8 @@ impl Enforcer {
             asked: Asked::default(),
             distrust: false,
             suspects: Suspects::Of(BTreeSet::new()),
+            bridge: Bridge::new(options.bridged),
+            at_work: 0,
         })
     }
 
@@ -164,7 +176,9 @@ impl Enforcer {
     /// Whether [`Enforcer::sync`] has something to do.
     pub fn is_due(&self) -> bool {
         let suspects = self.suspects != Suspects::Of(BTreeSet::new());
-        self.is_complete() && (self.there.is_none() || self.model.is_dirty() || suspects)
+        let due = self.there.is_none() || self.model.is_dirty() || suspects;
+        let due = due || self.bridge.is_due();
+        self.is_complete() && due
     }
 
     /// The table may not be what we wrote: the next sync looks at it. `rules`: someone changed more
@@ -172,6 +186,22 @@ impl Enforcer {
     pub fn doubt(&mut self, rules: bool) {
         self.there = None;
         self.distrust |= rules;
+        self.bridge.doubt(true);
+    }
+
+    /// The bridge of this node's pods may have come or changed.
+    pub fn doubt_bridge(&mut self) {
+        self.bridge.doubt(false);
+    }
+
+    /// How packets between pods of this node come before the rules.
+    pub fn bridge(&self) -> &Bridge {
+        &self.bridge
+    }
+
+    /// Policies that select a pod of this node, as of the last sync.
+    pub fn at_work(&self) -> usize {
+        self.at_work
     }
 
     /// Brings the kernel up to date: what changed, or all of it if that is not known.
@@ -183,12 +213,19 @@ impl Enforcer {
             return Ok(Report::default());
         }
         let dirty = self.model.take_dirty();
+        if self.there.is_none() {
+            self.bridge.look();
+        } else if dirty.whole {
+            self.bridge.doubt(false);
+        }
         let result = match self.there.take() {
             Some(there) if dirty.whole => self.replan(there),
             Some(there) => self.touch(there, &dirty.ips),
             None => self.look(),
         };
         let mut report = result?;
+        let nets = self.model.nets();
+        report.objects += self.bridge.sync(&mut self.nft, &mut self.kernel, nets);
         let node: BTreeSet<IpAddr> = match self.suspects {
             Suspects::Of(ref ips) if ips.is_empty() => return Ok(report),
             _ => self
@@ -205,16 +242,7 @@ impl Enforcer {
 
     /// Compares all with what the kernel has.
     fn look(&mut self) -> Result<Report> {
-        for setting in BRIDGE_SETTINGS {
-            if let Err(error) = linux::sysctl::ensure(setting, "1") {
-                tracing::warn!(
-                    "{error}: without br_netfilter, what pods of one node say to each other over \
-                     the bridge is not judged"
-                );
-            }
-        }
-        self.asked = plan::asked(&self.model);
-        let want = plan::plan(&self.model);
+        let want = self.plan();
         let mut seen = observe::observe(&mut self.nft, &want)?;
         if self.distrust {
             seen.chains
@@ -238,10 +266,17 @@ impl Enforcer {
         Ok(report(&changes))
     }
 
+    /// Plans all.
+    fn plan(&mut self) -> Desired {
+        self.asked = plan::asked(&self.model);
+        let keys: BTreeSet<_> = self.asked.policies.iter().map(|(_, key)| key).collect();
+        self.at_work = keys.len();
+        plan::plan(&self.model)
+    }
+
     /// Plans all, and writes the difference to what was planned before.
     fn replan(&mut self, there: Desired) -> Result<Report> {
-        self.asked = plan::asked(&self.model);
-        let want = plan::plan(&self.model);
+        let want = self.plan();
         let changes = diff::between(&there, &want);
         if changes.is_empty() {
             self.there = Some(want);
@@ -304,15 +339,19 @@ impl Enforcer {
     pub fn is_true(&mut self) -> Result<bool> {
         let want = plan::plan(&self.model);
         let seen = observe::observe(&mut self.nft, &want)?;
-        Ok(diff::diff(&seen, &want).is_empty())
+        let (nft, nets) = (&mut self.nft, self.model.nets());
+        let crosses = self.bridge.is_true(nft, &mut self.kernel, nets)?;
+        Ok(crosses && diff::diff(&seen, &want).is_empty())
     }
 
-    /// Removes the table: every pod is open.
+    /// Removes the tables: every pod is open.
     ///
     /// # Errors
     /// The kernel's refusal.
     pub fn remove() -> Result<bool> {
-        Nftables::open()?.ensure_no_table(&observe::table())
+        let mut nft = Nftables::open()?;
+        let bridge = bridge::ensure(&mut nft, &[])?;
+        Ok(nft.ensure_no_table(&observe::table())? || bridge)
     }
 }
 

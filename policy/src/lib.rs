@@ -7,6 +7,7 @@
 //! [`Enforcer`] is the whole of it for one node, synchronously; [`mod@run`] is its loop.
 
 pub mod apply;
+pub mod bridge;
 pub mod cut;
 pub mod decide;
 pub mod diff;
@@ -26,11 +27,13 @@ mod testing;
 
 /// The words of nf_tables in which plans are written: data, no socket.
 pub(crate) mod nft {
+    pub(crate) use linux::Mac;
     pub(crate) use linux::nftables::{
         Base, Chain, ChainKind, CmpOp, CtKey, DataType, Element, Expr, FibResult, Hook, MetaKey,
         Reg, Reject, Rule, Set, Value, Verdict, concat, fib,
     };
 }
 
-pub use enforcer::{Enforcer, Report};
-pub use run::run;
+pub use bridge::Bridged;
+pub use enforcer::{Enforcer, Options, Report};
+pub use run::{Told, run};

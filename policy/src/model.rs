@@ -35,6 +35,8 @@ pub struct Model {
     groups: BTreeMap<(Direction, Group), usize>,
     /// Pods of this node that have no address yet and will be isolated.
     waiting: [BTreeSet<Key>; 2],
+    /// Addresses that nobody knows are closed, whether a pod waits or not.
+    closed: bool,
     dirty: Dirty,
 }
 
@@ -66,6 +68,12 @@ impl Model {
     pub fn set_nets(&mut self, nets: Vec<IpNetwork>) {
         self.dirty.whole |= self.nets != nets;
         self.nets = nets;
+    }
+
+    /// Whether addresses of this node's networks that belong to no known pod are closed at all times.
+    pub fn close_unknown(&mut self, closed: bool) {
+        self.dirty.whole |= self.closed != closed;
+        self.closed = closed;
     }
 
     /// A namespace's labels; `None`: it is gone.
@@ -200,9 +208,16 @@ impl Model {
         self.policies.get(key)
     }
 
-    /// Whether a pod of this node without an address will be isolated in this direction.
+    /// Whether addresses that nobody knows are closed in this direction: a pod of this node without
+    /// an address will be isolated, or all that are not known are closed.
     pub fn is_waiting(&self, direction: Direction) -> bool {
-        !self.waiting[direction as usize].is_empty()
+        self.closed || !self.waiting[direction as usize].is_empty()
+    }
+
+    /// How many pods of this node are isolated in this direction.
+    pub fn count_isolated(&self, direction: Direction) -> usize {
+        let groups = self.groups.iter().filter(|((d, _), _)| *d == direction);
+        groups.map(|(_, count)| count).sum()
     }
 
     /// All addresses of pods.

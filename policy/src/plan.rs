@@ -3,6 +3,7 @@
 //! What a pod's coming and going changes are elements only, those of [`address`].
 
 mod base;
+pub mod bridge;
 pub mod names;
 mod rules;
 

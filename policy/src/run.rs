@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::future::Future;
+use std::os::fd::AsRawFd;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -11,12 +12,14 @@ use api::pod::{Namespace, Pod};
 use client::{Client, Resource, Selection};
 use futures::stream::select_all;
 use futures::{FutureExt, Stream, StreamExt};
+use linux::netlink::{self, Group};
 use linux::nftables::{Family, Monitor, Notice};
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 
-use crate::enforcer::{Enforcer, Input};
+use crate::enforcer::{Enforcer, Input, Options, Report};
 use crate::observe::table;
+use crate::parse::Direction;
 
 /// What comes within this time of a first change is written with it.
 const GATHER: Duration = Duration::from_millis(2);
@@ -26,6 +29,28 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 
 /// How often the table is compared although nothing was told.
 const FULL: Duration = Duration::from_secs(300);
+
+/// By these the kernel tells that a bridge of pods came or changed.
+const LINKS: [Group; 3] = [Group::Link, Group::Ipv4Addr, Group::Ipv6Addr];
+
+/// What a sync came to, for whoever watches the loop.
+#[derive(Debug, Clone)]
+pub struct Told {
+    /// What it did; none: it failed, and is tried again.
+    pub report: Option<Report>,
+    /// How long it took.
+    pub took: Duration,
+    /// Everything was listed once, and is in the kernel.
+    pub holds: bool,
+    /// Policies that select a pod of this node.
+    pub policies: usize,
+    /// Pods of this node that are isolated, by direction.
+    pub isolated: [usize; 2],
+    /// Packets between pods of this node are routed, in place of br_netfilter.
+    pub routed: bool,
+    /// Why packets between pods of this node are not judged, if so.
+    pub unjudged: Option<String>,
+}
 
 /// Everything that policies of one node depend on, from an API server.
 pub fn watch(client: &Client, node: &str) -> impl Stream<Item = Input> + Send + Unpin + use<> {
@@ -43,23 +68,26 @@ pub fn watch(client: &Client, node: &str) -> impl Stream<Item = Input> + Send + 
     ])
 }
 
-/// Keeps the policies of a node in the kernel until `stop`; they stay there. `ready` is called once,
-/// when they first hold.
+/// Keeps the policies of a node in the kernel until `stop`; they stay there. `told` hears of every
+/// sync.
 ///
 /// # Errors
 /// The kernel has no nf_tables.
 pub async fn run(
     node: &str,
+    options: Options,
     inputs: impl Stream<Item = Input>,
-    ready: impl FnOnce(),
+    told: impl FnMut(Told),
     stop: impl Future<Output = ()>,
 ) -> linux::Result<()> {
     let mut inputs = pin!(inputs);
     let mut stop = pin!(stop);
     let monitor = register(Monitor::open()?)?;
+    let links = register(netlink::Monitor::open(&LINKS)?)?;
     let mut work = Work {
-        enforcer: Enforcer::open(node)?,
-        ready: Some(ready),
+        enforcer: Enforcer::open(node, options)?,
+        told,
+        held: false,
         due: None,
         retry: RETRY.0,
         full: Instant::now() + FULL,
@@ -71,10 +99,15 @@ pub async fn run(
             biased;
             () = &mut stop => return Ok(()),
             guard = monitor.readable() => {
-                let mut guard = guard
-                    .map_err(|e| linux::Error::new("listen for notifications of nf_tables", e))?;
-                guard.clear_ready();
+                guard.map_err(deaf)?.clear_ready();
                 work.notified(monitor.get_ref());
+            }
+            guard = links.readable() => {
+                guard.map_err(deaf)?.clear_ready();
+                if links.get_ref().drain() {
+                    work.enforcer.doubt_bridge();
+                    work.mark_if_due();
+                }
             }
             () = tokio::time::sleep_until(due) => work.sync(),
             input = inputs.next() => {
@@ -92,24 +125,34 @@ pub async fn run(
     deprecated,
     reason = "its successor is unsafe; what must hold does: the monitor owns its descriptor and lives as long as the registration"
 )]
-fn register(monitor: Monitor) -> linux::Result<AsyncFd<Monitor>> {
-    AsyncFd::new(monitor).map_err(|e| linux::Error::new("listen for notifications of nf_tables", e))
+fn register<M: AsRawFd>(monitor: M) -> linux::Result<AsyncFd<M>> {
+    AsyncFd::new(monitor).map_err(deaf)
 }
 
-struct Work<R> {
+fn deaf(error: std::io::Error) -> linux::Error {
+    linux::Error::new("listen for notifications of the kernel", error)
+}
+
+struct Work<T> {
     enforcer: Enforcer,
-    ready: Option<R>,
+    told: T,
+    /// Policies were in the kernel once.
+    held: bool,
     due: Option<Instant>,
     retry: Duration,
     full: Instant,
     said: BTreeSet<String>,
 }
 
-impl<R: FnOnce()> Work<R> {
+impl<T: FnMut(Told)> Work<T> {
     fn take(&mut self, input: Input) {
         for problem in self.enforcer.take(input) {
             self.say(problem);
         }
+        self.mark_if_due();
+    }
+
+    fn mark_if_due(&mut self) {
         if self.enforcer.is_due() {
             self.mark(GATHER);
         }
@@ -127,7 +170,9 @@ impl<R: FnOnce()> Work<R> {
         let (mut doubt, mut rules) = (false, false);
         monitor.drain(|seen| match seen {
             Notice::Edit(edit) => {
-                let ours = edit.family == Family::Inet && edit.table == table.name;
+                let family = [Family::Inet, Family::Bridge].contains(&edit.family);
+                // Both tables have one name.
+                let ours = family && edit.table == table.name;
                 if ours && edit.port != port {
                     doubt = true;
                     rules |= !edit.of_elements();
@@ -150,7 +195,9 @@ impl<R: FnOnce()> Work<R> {
             self.full = now + FULL;
             self.enforcer.doubt(false);
         }
-        match self.enforcer.sync() {
+        let result = self.enforcer.sync();
+        self.tell(now.elapsed(), result.as_ref().ok());
+        match result {
             Ok(report) => {
                 self.retry = RETRY.0;
                 if report.objects > 0 && !report.elements_only {
@@ -161,11 +208,8 @@ impl<R: FnOnce()> Work<R> {
                 if report.cut > 0 {
                     tracing::info!("cut {} connections that policies forbid", report.cut);
                 }
-                if self.enforcer.is_complete()
-                    && let Some(ready) = self.ready.take()
-                {
+                if self.enforcer.is_complete() && !std::mem::replace(&mut self.held, true) {
                     tracing::info!("network policies are enforced");
-                    ready();
                 }
             }
             Err(error) => {
@@ -175,6 +219,21 @@ impl<R: FnOnce()> Work<R> {
                 self.retry = (self.retry * 2).min(RETRY.1);
             }
         }
+    }
+
+    fn tell(&mut self, took: Duration, report: Option<&Report>) {
+        let enforcer = &self.enforcer;
+        let count = |direction| enforcer.model().count_isolated(direction);
+        let told = Told {
+            report: report.cloned(),
+            took,
+            holds: report.is_some() && enforcer.is_complete(),
+            policies: enforcer.at_work(),
+            isolated: Direction::BOTH.map(count),
+            routed: enforcer.bridge().is_routed(),
+            unjudged: enforcer.bridge().unjudged().map(str::to_owned),
+        };
+        (self.told)(told);
     }
 
     /// Says each thing once.

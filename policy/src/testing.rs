@@ -17,6 +17,8 @@ use crate::parse::{self, Key, Labels, Pod};
 use crate::plan::{self, names};
 use crate::trace::{Circumstances, Outcome, trace};
 
+mod unknown;
+
 /// The kernel's table.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Fake {
@@ -471,28 +473,6 @@ fn neighbour_discovery_is_not_judged() {
             "{icmp_type}"
         );
     }
-}
-
-#[test]
-fn an_address_nobody_knows_is_closed_while_an_isolated_pod_waits_for_one() {
-    let mut model = denied();
-    let judge = |model: &Model, from: &str, to: &str| {
-        outcome(model, "forward", from, to, Circumstances::FIRST)
-    };
-    assert_eq!(judge(&model, "10.0.0.3", "10.0.0.5"), Outcome::Pass);
-    model.set_pod(&Key::new("x", "new"), Some(pod("n1", &[])));
-    assert_eq!(judge(&model, "10.0.0.3", "10.0.0.5"), Outcome::Drop);
-    assert_eq!(judge(&model, "fd00::5", "2001:db8::1"), Outcome::Drop);
-    // Known pods, and other nodes' addresses, go on.
-    assert_eq!(judge(&model, "192.0.2.1", "10.0.0.3"), Outcome::Pass);
-    assert_eq!(judge(&model, "10.0.0.3", "10.0.0.77"), Outcome::Pass);
-    model.set_pod(&Key::new("x", "new"), Some(pod("n1", &["10.0.0.5"])));
-    assert_eq!(judge(&model, "10.0.0.3", "10.0.0.5"), Outcome::Drop);
-    assert_eq!(judge(&model, "10.0.0.3", "10.0.0.6"), Outcome::Pass);
-    // Nobody waits on another node's behalf, or for a pod that is not isolated.
-    model.set_pod(&Key::new("x", "far"), Some(pod("n2", &[])));
-    model.set_pod(&Key::new("y", "new"), Some(pod("n1", &[])));
-    assert_eq!(judge(&model, "10.0.0.3", "10.0.0.6"), Outcome::Pass);
 }
 
 #[test]

@@ -101,9 +101,22 @@ async fn serve(args: Args) -> Result<()> {
         false => from_etcd(&args).await?,
     };
     let node = source.settings.node_name.clone();
+    // Whether network policies hold; at once where they are not asked for.
+    let (hold, holds) = watch::channel(!args.network_policy);
     match &source.client {
         Some(client) if args.network_policy => {
-            drop(tokio::spawn(enforce(client.clone(), node.clone())))
+            health.expect_policies();
+            let told = Arc::clone(&health);
+            let options = flags::policy_options(&args);
+            let told = move |what: policy::Told| {
+                told.policies(&what);
+                hold.send_if_modified(|held| {
+                    let before = *held;
+                    *held |= what.holds;
+                    *held != before
+                });
+            };
+            tokio::spawn(enforce(client.clone(), node.clone(), options, told));
         }
         None if args.network_policy => {
             bail!("--network-policy: needs the API, which --etcd-endpoints does without")
@@ -111,17 +124,8 @@ async fn serve(args: Args) -> Result<()> {
         _ => {}
     }
     let publish = |annotations| drop(source.annotations.send_replace(annotations));
-    let ready = || {
-        if let Err(error) = linux::notify::ready() {
-            tracing::warn!("{error}");
-        }
-        match source.client {
-            Some(client) if args.set_node_network_unavailable => {
-                tokio::spawn(set_condition(client, node));
-            }
-            _ => {}
-        }
-    };
+    let client = source.client.filter(|_| args.set_node_network_unavailable);
+    let ready = || drop(tokio::spawn(tell_ready(holds, client, node)));
     let run = daemon::run(
         source.settings,
         source.nodes,
@@ -222,13 +226,31 @@ async fn from_etcd(_args: &Args) -> Result<Source> {
     bail!("--etcd-endpoints: this program was built without etcd (cargo feature `etcd`)")
 }
 
-/// Keeps this node's network policies in the kernel, for ever.
-async fn enforce(client: Client, node: String) {
+/// Tells the supervisor, and the API through `client`, that pods can run here: once policies hold.
+async fn tell_ready(mut holds: watch::Receiver<bool>, client: Option<Client>, node: String) {
+    if holds.wait_for(|holds| *holds).await.is_err() {
+        return;
+    }
+    if let Err(error) = linux::notify::ready() {
+        tracing::warn!("{error}");
+    }
+    if let Some(client) = client {
+        set_condition(client, node).await;
+    }
+}
+
+/// Keeps this node's network policies in the kernel, for ever. `told` hears of every sync.
+async fn enforce(
+    client: Client,
+    node: String,
+    options: policy::Options,
+    mut told: impl FnMut(policy::Told),
+) {
     let mut wait = WRITE_RETRY.0;
     loop {
         let inputs = policy::run::watch(&client, &node);
         let never = std::future::pending();
-        if let Err(error) = policy::run(&node, inputs, || (), never).await {
+        if let Err(error) = policy::run(&node, options, inputs, &mut told, never).await {
             tracing::error!("network policies are not enforced: {error}");
         }
         tokio::time::sleep(wait).await;

@@ -114,6 +114,14 @@ pub struct Args {
     /// Enforce network policies on this node's pods
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", default_value_t = false, action = ArgAction::Set)]
     pub network_policy: bool,
+    /// Network policies: drop what pods send and get until the daemon knows them, also while it
+    /// does not run
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false)]
+    pub network_policy_deny_unknown: bool,
+    /// Network policies: how what pods of one node say to each other comes before the rules. auto:
+    /// by br_netfilter where the kernel has it
+    #[arg(long, default_value = "auto")]
+    pub network_policy_bridged: BridgedName,
     /// Directory for the CNI configuration
     #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
     pub cni_conf_dir: PathBuf,
@@ -138,6 +146,26 @@ pub struct Args {
     /// Remove everything this daemon made on this node, and end
     #[arg(long)]
     pub cleanup: bool,
+}
+
+/// [`policy::Bridged`] by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BridgedName {
+    /// By br_netfilter where the kernel has it, else routed
+    Auto,
+    /// Routed by the node
+    Route,
+}
+
+/// What the flags say of network policies.
+pub fn policy_options(args: &Args) -> policy::Options {
+    policy::Options {
+        bridged: match args.network_policy_bridged {
+            BridgedName::Auto => policy::Bridged::Auto,
+            BridgedName::Route => policy::Bridged::Route,
+        },
+        deny_unknown: args.network_policy_deny_unknown,
+    }
 }
 
 /// A backend by name.

@@ -1,6 +1,8 @@
 //! Whether the daemon lives and the data path is in order, and the server that tells: `/healthz`,
 //! `/readyz`, `/metrics`.
 
+mod policies;
+
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -15,6 +17,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+
+use policies::Policies;
 
 /// The loop compares everything each minute; one that has not for this long hangs.
 const BEAT_MAX: Duration = Duration::from_secs(180);
@@ -35,6 +39,8 @@ struct State {
     syncs: u64,
     changes: u64,
     failed: u64,
+    /// None: policies are not enforced.
+    policies: Option<Policies>,
 }
 
 /// What the loop tells of itself.
@@ -55,6 +61,7 @@ impl Default for Health {
                 syncs: 0,
                 changes: 0,
                 failed: 0,
+                policies: None,
             }),
         }
     }
@@ -85,6 +92,17 @@ impl Health {
         state.failed += u64::try_from(failures).unwrap_or(u64::MAX);
     }
 
+    /// Network policies are enforced, too: ready is only when they hold.
+    pub fn expect_policies(&self) {
+        self.lock().policies = Some(Policies::default());
+    }
+
+    /// A sync of network policies was made.
+    pub fn policies(&self, told: &policy::Told) {
+        let mut state = self.lock();
+        state.policies.get_or_insert_default().take(told);
+    }
+
     /// What is wrong at this time.
     pub fn problems(&self, words: &BTreeSet<String>) {
         self.lock().problems.clone_from(words);
@@ -107,16 +125,18 @@ impl Health {
                 Some((code(good), word.to_owned()))
             }
             "/readyz" => {
-                let good = state.ready && state.failures == 0;
-                let word = if good { "ok" } else { "not ready" };
-                let words = state.problems.iter().fold(word.to_owned(), |mut all, why| {
-                    all.push('\n');
-                    all.push_str(why);
-                    all
-                });
-                Some((code(good), words + "\n"))
+                let hold = state.policies.as_ref().is_none_or(Policies::hold);
+                let good = state.ready && state.failures == 0 && hold;
+                let mut words = vec![if good { "ok" } else { "not ready" }];
+                words.extend(state.problems.iter().map(String::as_str));
+                words.extend(state.policies.iter().filter_map(Policies::problem));
+                Some((code(good), words.join("\n") + "\n"))
             }
-            "/metrics" => Some((StatusCode::OK, metrics(&state))),
+            "/metrics" => {
+                let policies = state.policies.as_ref().map(Policies::metrics);
+                let text = metrics(&state) + &policies.unwrap_or_default();
+                Some((StatusCode::OK, text))
+            }
             _ => None,
         }
     }
@@ -159,11 +179,14 @@ fn metrics(state: &State) -> String {
             state.failed,
         ),
     ] {
-        text += &format!(
-            "# HELP seaway_overlay_{name} {help}.\n# TYPE seaway_overlay_{name} {kind}\nseaway_overlay_{name} {value}\n"
-        );
+        text += &metric(&format!("overlay_{name}"), kind, help, &value.to_string());
     }
     text
+}
+
+/// One metric without labels, in Prometheus' text format.
+fn metric(name: &str, kind: &str, help: &str, value: &str) -> String {
+    format!("# HELP seaway_{name} {help}.\n# TYPE seaway_{name} {kind}\nseaway_{name} {value}\n")
 }
 
 /// Takes the address for the pages.
@@ -238,5 +261,63 @@ mod tests {
             assert!(metrics.contains(&line), "{metrics}");
         }
         assert_eq!(health.page("/"), None);
+        assert!(!metrics.contains("seaway_policy"));
+        health.synced(2, 1, 0);
+        health.problems(&BTreeSet::new());
+        assert_eq!(ready().0, StatusCode::OK);
+    }
+
+    #[test]
+    fn with_network_policies_ready_is_when_they_hold() {
+        let health = Health::default();
+        health.expect_policies();
+        health.synced(2, 7, 0);
+        health.ready();
+        let ready = || health.page("/readyz").unwrap();
+        let waits = "not ready\nnetwork policies are not enforced yet\n".to_owned();
+        assert_eq!(ready(), (StatusCode::SERVICE_UNAVAILABLE, waits));
+        let mut told = policy::Told {
+            report: Some(policy::Report {
+                objects: 5,
+                cut: 2,
+                ..policy::Report::default()
+            }),
+            took: Duration::from_millis(250),
+            holds: true,
+            policies: 3,
+            isolated: [4, 1],
+            routed: true,
+            unjudged: None,
+        };
+        health.policies(&told);
+        assert_eq!(ready(), (StatusCode::OK, "ok\n".to_owned()));
+        told.report = None;
+        told.holds = false;
+        health.policies(&told);
+        let late = "not ready\nnetwork policies are not up to date\n".to_owned();
+        assert_eq!(ready(), (StatusCode::SERVICE_UNAVAILABLE, late));
+        // Most is judged: that is no reason to take the node away.
+        told.report = Some(policy::Report::default());
+        told.holds = true;
+        told.unjudged = Some("no".to_owned());
+        health.policies(&told);
+        let words = "ok\nno\n".to_owned();
+        assert_eq!(ready(), (StatusCode::OK, words));
+        let metrics = health.page("/metrics").unwrap().1;
+        for line in [
+            "ready 1",
+            "policies 3",
+            "isolated_pods{direction=\"ingress\"} 4",
+            "isolated_pods{direction=\"egress\"} 1",
+            "bridged_judged 0",
+            "syncs_total 3",
+            "failures_total 1",
+            "changes_total 5",
+            "cut_connections_total 2",
+            "sync_seconds_total 0.75",
+        ] {
+            let line = format!("\nseaway_policy_{line}\n");
+            assert!(metrics.contains(&line), "{line}: {metrics}");
+        }
     }
 }

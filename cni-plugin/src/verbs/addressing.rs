@@ -206,9 +206,10 @@ pub(super) fn gc(net: &Net, valid: &[Attachment], call: Call<'_>) -> Result<(), 
     // One that names nobody may be a running pod's: `ipam audit` can tell.
     let named = |owner: &Attachment| !owner.container_id.is_empty();
     let freed = all.iter().filter(|(_, owner)| named(owner) && !keep(owner));
-    let failed: Vec<LeaseError> = freed
+    let mut failed: Vec<LeaseError> = freed
         .filter_map(|(address, owner)| store.evict(*address, owner).err())
         .collect();
+    failed.extend(store.sweep().err());
     gathered(failed.into_iter().map(io))
 }
 

@@ -12,6 +12,7 @@
 mod etcd;
 mod lab;
 mod matrix;
+mod policies;
 mod program;
 
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};

@@ -29,7 +29,7 @@ pub(crate) struct Program {
 
 impl Program {
     /// Prepared, not started.
-    fn new(node: &Node, api: &FakeApi, more: &[&str]) -> Self {
+    pub(crate) fn new(node: &Node, api: &FakeApi, more: &[&str]) -> Self {
         let dir = node.dir.path();
         let listener = node.netns.run(|| TcpListener::bind("127.0.0.1:0"));
         let address = api.serve(listener.unwrap().unwrap()).unwrap();
@@ -93,7 +93,7 @@ impl Drop for Program {
 }
 
 /// Status and body of a page; none while nobody answers.
-fn page(netns: &NetNs, path: &str) -> Option<(u16, String)> {
+pub(crate) fn page(netns: &NetNs, path: &str) -> Option<(u16, String)> {
     let ask = || -> std::io::Result<String> {
         let mut stream = TcpStream::connect(HEALTH)?;
         write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\n\r\n")?;
@@ -112,7 +112,7 @@ pub(crate) fn is_ready(node: &Node) -> bool {
 }
 
 /// Node objects of the lab, in a server.
-fn served(lab: &Lab) -> FakeApi {
+pub(crate) fn served(lab: &Lab) -> FakeApi {
     let api = FakeApi::default();
     for object in lab.api.objects() {
         api.put(NODES, object);
@@ -122,7 +122,7 @@ fn served(lab: &Lab) -> FakeApi {
 
 /// Sends datagrams with ascending numbers, a few milliseconds apart, until it is stopped; gives back
 /// how many were sent and how many arrived.
-fn stream(from: &Pod, to: &Pod, family: usize, stop: &AtomicBool) -> (u32, u32) {
+pub(crate) fn stream(from: &Pod, to: &Pod, family: usize, stop: &AtomicBool) -> (u32, u32) {
     let address = to.ips[family];
     let server = to.netns.run(|| UdpSocket::bind((any(address), 0)));
     let server = server.unwrap().unwrap();
@@ -160,6 +160,15 @@ fn stream(from: &Pod, to: &Pod, family: usize, stop: &AtomicBool) -> (u32, u32) 
     (sent.into_inner(), arrived)
 }
 
+/// Stops those who look at it, also when a test fails: they are waited for.
+pub(crate) struct Stops<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn killed_and_restarted_under_traffic_it_loses_no_packet() {
     let test = "killed_and_restarted_under_traffic_it_loses_no_packet";
@@ -191,6 +200,7 @@ fn killed_and_restarted_under_traffic_it_loses_no_packet() {
     }
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let stops = Stops(&stop);
         let streams: Vec<_> = [(&a, &b, 0), (&b, &a, 0), (&a, &b, 1), (&b, &a, 1)]
             .into_iter()
             .map(|(from, to, family)| {
@@ -211,7 +221,7 @@ fn killed_and_restarted_under_traffic_it_loses_no_packet() {
             program.start();
             wait_until("the program to be ready again", || is_ready(node));
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(stops);
         for stream in streams {
             let (sent, arrived) = stream.join().unwrap();
             assert!(sent > 20, "{sent}");

@@ -169,7 +169,6 @@ impl Conntrack {
     /// # Errors
     /// The kernel has no connection tracking, or does not answer.
     pub fn list(&mut self, ipv6: bool, protocol: u8) -> Result<Vec<Flow>> {
-        let op = "list connections";
         let mut body = Vec::new();
         put_nested(&mut body, CTA_TUPLE_ORIG, |tuple| {
             put_nested(tuple, CTA_TUPLE_PROTO, |inner| {
@@ -183,15 +182,33 @@ impl Conntrack {
                 &FILTER_PROTOCOL.to_ne_bytes(),
             );
         });
+        let mut flows = self.dump(family(ipv6), &body)?;
+        flows.retain(|flow| flow.protocol == protocol);
+        Ok(flows)
+    }
+
+    /// All entries of both families. The kernel's walk through the table is what costs, so this is
+    /// as dear as one call of [`Conntrack::list`].
+    ///
+    /// # Errors
+    /// As [`Conntrack::list`].
+    pub fn list_all(&mut self) -> Result<Vec<Flow>> {
+        let any = u8::try_from(libc::AF_UNSPEC).unwrap_or_default();
+        self.dump(any, &[])
+    }
+
+    fn dump(&mut self, family: u8, body: &[u8]) -> Result<Vec<Flow>> {
         let mut flows = Vec::new();
         for _ in 0..DUMP_TRIES {
             flows.clear();
             let each = |message: Message<'_>| flows.extend(parse(message));
-            if !self.socket.dump(op, GET, family(ipv6), &body, each)? {
+            if !self
+                .socket
+                .dump("list connections", GET, family, body, each)?
+            {
                 break;
             }
         }
-        flows.retain(|flow| flow.protocol == protocol);
         Ok(flows)
     }
 

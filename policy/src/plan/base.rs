@@ -23,11 +23,11 @@ const GOES_ON: u32 = 2 | 4;
 const IS_NEW: u32 = 8 | 64;
 
 /// EtherTypes.
-const IPV4: [u8; 2] = [0x08, 0x00];
-const IPV6: [u8; 2] = [0x86, 0xdd];
+pub(super) const IPV4: [u8; 2] = [0x08, 0x00];
+pub(super) const IPV6: [u8; 2] = [0x86, 0xdd];
 
 const TCP: u8 = 6;
-const ICMPV6: u8 = 58;
+pub(super) const ICMPV6: u8 = 58;
 
 /// The byte of flags in a TCP header, and those of a packet that opens or aborts a connection.
 const TCP_FLAGS_AT: u32 = 13;
@@ -35,7 +35,7 @@ const SYN_OR_RST: u8 = 0x02 | 0x04;
 
 /// ICMPv6 types that belong to the link itself: listener and neighbour discovery (RFC 4861,
 /// RFC 2710), and the newer listener report (RFC 3810).
-const LINK_TYPES: (u8, u8) = (130, 137);
+pub(super) const LINK_TYPES: (u8, u8) = (130, 137);
 const LISTENER_REPORT: u8 = 143;
 
 const R: Reg = Reg::at(0);

@@ -16,6 +16,9 @@ pub const FORWARD: &str = "forward";
 /// Entered by packets that this node sends: its own, and those that IPVS sends on.
 pub const OUTPUT: &str = "output";
 
+/// Entered by frames that come to a bridge.
+pub const PREROUTING: &str = "prerouting";
+
 /// The longest name of a chain that stays well readable; the kernel's limit is 255 bytes.
 const NAME_MAX: usize = 120;
 

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use api::watch::Event;
 use futures::channel::mpsc::unbounded;
-use policy::Enforcer;
 use policy::enforcer::Input;
+use policy::{Enforcer, Options};
 use serde_json::{Value, json};
 
 use crate::lab::{self, Lab, nft, pod_input};
@@ -46,7 +46,12 @@ fn a_change_cuts_what_it_forbids_and_nothing_else() {
     if !lab::has_rights("a_change_cuts_what_it_forbids_and_nothing_else") {
         return;
     }
-    let mut lab = Lab::new();
+    for options in [Options::default(), lab::ROUTED] {
+        cut_what_is_forbidden(Lab::with(options));
+    }
+}
+
+fn cut_what_is_forbidden(mut lab: Lab) {
     for family in [0, 1] {
         lab.set_policies(vec![]);
         let pairs = [
@@ -108,7 +113,12 @@ fn services_are_judged_by_who_stands_behind_them() {
     if !lab::has_rights("services_are_judged_by_who_stands_behind_them") {
         return;
     }
-    let mut lab = Lab::new();
+    for options in [Options::default(), lab::ROUTED] {
+        judged_behind_services(Lab::with(options));
+    }
+}
+
+fn judged_behind_services(mut lab: Lab) {
     for node in &lab.nodes {
         let rules = "add table ip svc; \
             add chain ip svc pre { type nat hook prerouting priority -100; }; \
@@ -135,24 +145,8 @@ fn services_are_judged_by_who_stands_behind_them() {
         assert_eq!(found, expected, "{from} {service}");
     }
     // To itself through its service; the bridge sends out of the port it came from.
-    let exec = linux::exec::Exec::new("ip").args([
-        "link",
-        "set",
-        "veth0",
-        "type",
-        "bridge_slave",
-        "hairpin",
-        "on",
-    ]);
-    assert!(
-        lab.nodes[0]
-            .netns
-            .run(|| exec.output())
-            .unwrap()
-            .unwrap()
-            .status
-            .success()
-    );
+    let hairpin = ["set", "veth0", "type", "bridge_slave", "hairpin", "on"];
+    ip_link(&lab.nodes[0].netns, &hairpin);
     assert!(reaches(&lab, "x/a", own, 8000, true));
 }
 
@@ -170,7 +164,9 @@ fn a_restart_changes_nothing_and_opens_nothing() {
     let (open, closed) = (lab.pod("x/a").ips[0], lab.pod("x/c").ips[1]);
     assert!(stays.goes_on(true));
     // Whatever it had in memory is lost, as after kill -9.
-    lab.nodes[0].enforcer = Worker::start(&lab.nodes[0].netns, || Enforcer::open("n1").unwrap());
+    lab.nodes[0].enforcer = Worker::start(&lab.nodes[0].netns, || {
+        Enforcer::open("n1", Options::default()).unwrap()
+    });
     let check = |lab: &Lab, stays: &mut Talk| {
         assert!(stays.goes_on(true));
         assert!(reaches(lab, "x/c", open, 80, true));
@@ -189,13 +185,72 @@ fn a_restart_changes_nothing_and_opens_nothing() {
     assert!(reaches(&lab, "y/b", closed, 80, true));
 }
 
+/// The loop over a node's enforcer, on a thread in the node, until dropped.
+struct Daemon {
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    end: Option<Box<dyn FnOnce()>>,
+    _thread: Worker<()>,
+}
+
+impl Daemon {
+    /// Starts it, and waits until policies hold.
+    fn start(lab: &Lab, options: Options) -> Self {
+        let (sender, inputs) = unbounded();
+        for input in lab.everything(0) {
+            sender.unbounded_send(input).unwrap();
+        }
+        let (holds, ready) = std::sync::mpsc::channel();
+        let thread = Worker::start(&lab.nodes[0].netns, || ());
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let end = thread.begin(move |()| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            // Whoever waits no more has heard it.
+            let told = move |told: policy::Told| holds.send(told.holds).unwrap_or(());
+            let stop = async { drop(stopped.await) };
+            runtime
+                .block_on(policy::run("n1", options, inputs, told, stop))
+                .unwrap();
+            drop(sender);
+        });
+        while !ready.recv_timeout(DEADLINE).unwrap() {}
+        Self {
+            stop: Some(stop),
+            end: Some(end),
+            _thread: thread,
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(end) = self.end.take()
+            && !std::thread::panicking()
+        {
+            end();
+        }
+    }
+}
+
+/// The lines of a listing of `nft`, sorted: handles may be others.
+fn listing(netns: &linux::NetNs, table: &[&str]) -> Vec<String> {
+    let exec = linux::exec::Exec::new("nft").args(["-s", "list", "table"]);
+    let output = netns.run(|| exec.args(table).output()).unwrap().unwrap();
+    let mut lines: Vec<String> = output.text().lines().map(str::to_owned).collect();
+    lines.sort();
+    lines
+}
+
 #[test]
 fn what_others_change_is_put_in_order_and_theirs_is_left() {
     let test = "what_others_change_is_put_in_order_and_theirs_is_left";
     if !lab::has_rights(test) {
         return;
     }
-    let mut lab = Lab::new();
+    let mut lab = Lab::with(lab::ROUTED);
     lab.set_policies(vec![deny("x")]);
     let netns = linux::NetNs::open(lab.nodes[0].netns.path()).unwrap();
     nft(
@@ -204,27 +259,10 @@ fn what_others_change_is_put_in_order_and_theirs_is_left() {
             "add table inet theirs; add chain inet theirs c { type filter hook forward priority 0; }",
         ],
     );
-    let (sender, inputs) = unbounded();
-    for input in lab.everything(0) {
-        sender.unbounded_send(input).unwrap();
-    }
-    let (is_ready, ready) = std::sync::mpsc::channel();
-    let daemon = Worker::start(&netns, || ());
-    // Dropped before the thread is waited for.
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let end = daemon.begin(move |()| {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        let ready = move || is_ready.send(()).unwrap();
-        let stop = async { drop(stopped.await) };
-        runtime
-            .block_on(policy::run("n1", inputs, ready, stop))
-            .unwrap();
-    });
-    ready.recv_timeout(DEADLINE).unwrap();
-    let wanted = nft(&netns, &["-s", "list", "table", "inet", "seaway-policy"]);
+    let daemon = Daemon::start(&lab, lab::ROUTED);
+    let tables = [["inet", "seaway-policy"], ["bridge", "seaway-policy"]];
+    let list = || tables.map(|table| listing(&netns, &table));
+    let wanted = list();
     let theirs = nft(&netns, &["list", "table", "inet", "theirs"]);
     for harm in [
         "delete table inet seaway-policy",
@@ -234,38 +272,104 @@ fn what_others_change_is_put_in_order_and_theirs_is_left() {
         "insert rule inet seaway-policy judge4 accept",
         "flush table inet seaway-policy",
         "add chain inet seaway-policy foreign",
+        "delete table bridge seaway-policy",
+        "flush chain bridge seaway-policy prerouting",
+        "insert rule bridge seaway-policy prerouting accept",
     ] {
         nft(&netns, &[harm]);
-        let start = std::time::Instant::now();
-        let list = || {
-            let exec = linux::exec::Exec::new("nft").args([
-                "-s",
-                "list",
-                "table",
-                "inet",
-                "seaway-policy",
-            ]);
-            let output = netns.run(|| exec.output()).unwrap().unwrap();
-            String::from_utf8_lossy(&output.stdout).into_owned()
-        };
-        let lines = |text: &str| {
-            let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
-            lines.sort();
-            lines
-        };
-        while lines(&list()) != lines(&wanted) {
-            assert!(
-                start.elapsed() < DEADLINE,
-                "after {harm}:\n{}\nwanted:\n{wanted}",
-                list()
-            );
-            std::thread::yield_now();
-        }
+        wait_for(harm, || list() == wanted);
     }
     assert_eq!(nft(&netns, &["list", "table", "inet", "theirs"]), theirs);
-    drop(stop);
-    end();
+    // The bridge is made anew, with another hardware address.
+    ip_link(&netns, &["set", "cni0", "address", "0a:00:00:00:00:99"]);
+    let address = "0a:00:00:00:00:99";
+    let follows = || {
+        listing(&netns, &tables[1])
+            .iter()
+            .any(|line| line.contains(address))
+    };
+    wait_for("the bridge", follows);
+    drop(daemon);
     assert!(!nft(&netns, &["list", "table", "inet", "seaway-policy"]).is_empty());
+}
+
+#[track_caller]
+fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+    let start = std::time::Instant::now();
+    while !done() {
+        assert!(start.elapsed() < DEADLINE, "waited in vain after {what}");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+}
+
+fn ip_link(netns: &linux::NetNs, words: &[&str]) {
+    let exec = linux::exec::Exec::new("ip").arg("link").args(words);
+    assert!(
+        netns
+            .run(|| exec.output())
+            .unwrap()
+            .unwrap()
+            .status
+            .success()
+    );
+}
+
+/// It is the table for the bridge that brings packets before the rules, in both families.
+#[test]
+fn without_br_netfilter_bridges_judge_by_their_own_table() {
+    if !lab::has_rights("without_br_netfilter_bridges_judge_by_their_own_table") {
+        return;
+    }
+    let mut lab = Lab::with(lab::ROUTED);
+    lab.set_policies(vec![deny("x")]);
+    let all = |lab: &Lab, open: bool| {
+        for ip in lab.pod("x/a").ips {
+            assert_eq!(reaches(lab, "y/b", ip, 80, open), open, "{ip}");
+        }
+    };
+    all(&lab, false);
+    nft(&lab.nodes[0].netns, &["delete table bridge seaway-policy"]);
+    all(&lab, true);
+    lab.nodes[0].enforcer.call(|enforcer| {
+        enforcer.doubt(false);
+        enforcer.sync().unwrap()
+    });
+    all(&lab, false);
+    let removed = Worker::start(&lab.nodes[0].netns, || ()).call(|()| Enforcer::remove());
+    assert!(removed.unwrap());
+    let ruleset = nft(&lab.nodes[0].netns, &["list", "ruleset"]);
+    assert!(!ruleset.contains("seaway-policy"), "{ruleset}");
+}
+
+/// A pod that comes while no daemon runs is closed, if the operator chose so; else it is open.
+#[test]
+fn pods_that_nobody_knows_wait_if_asked_for() {
+    if !lab::has_rights("pods_that_nobody_knows_wait_if_asked_for") {
+        return;
+    }
+    for deny_unknown in [false, true] {
+        let mut lab = Lab::with(Options {
+            deny_unknown,
+            ..Options::default()
+        });
+        lab.set_policies(vec![]);
+        // As a pod that the daemon has not heard of.
+        let new = lab.pod("x/a");
+        let gone = serde_json::from_value(new.object.clone()).unwrap();
+        lab.tell(0, vec![Input::Pod(Event::Delete(gone))]);
+        for ip in lab.pod("x/a").ips {
+            assert_eq!(reaches(&lab, "y/b", ip, 80, !deny_unknown), !deny_unknown);
+        }
+        for ip in lab.pod("z/a").ips {
+            assert_eq!(reaches(&lab, "x/a", ip, 80, !deny_unknown), !deny_unknown);
+            assert!(reaches(&lab, "y/b", ip, 80, true));
+        }
+        // The daemon hears of it.
+        lab.tell(0, vec![pod_input(&lab.pod("x/a").object)]);
+        for ip in lab.pod("x/a").ips {
+            assert!(reaches(&lab, "y/b", ip, 80, true));
+        }
+    }
 }
 
 #[test]

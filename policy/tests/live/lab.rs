@@ -7,8 +7,8 @@ use api::watch::Event;
 use linux::exec::Exec;
 use linux::link::{LinkChange, NewBridge, NewVeth};
 use linux::{Host, Kernel, NetNs};
-use policy::Enforcer;
 use policy::enforcer::{Input, Report};
+use policy::{Bridged, Enforcer, Options};
 use serde_json::{Value, json};
 
 use crate::probe::Servers;
@@ -44,6 +44,12 @@ pub(crate) struct Lab {
     pub(crate) policies: BTreeMap<(String, String), Value>,
 }
 
+/// Packets between pods of one node are routed.
+pub(crate) const ROUTED: Options = Options {
+    bridged: Bridged::Route,
+    deny_unknown: false,
+};
+
 pub(crate) const NAMESPACES: [&str; 3] = ["x", "y", "z"];
 pub(crate) const NAMES: [&str; 3] = ["a", "b", "c"];
 
@@ -60,7 +66,13 @@ fn ip(netns: &NetNs, lines: &str) {
 pub(crate) fn nft(netns: &NetNs, words: &[&str]) -> String {
     let exec = Exec::new("nft").args(words);
     let output = netns.run(|| exec.output()).unwrap().unwrap();
-    assert!(output.status.success(), "{words:?}: {}", output.text());
+    assert!(
+        output.status.success(),
+        "{words:?}: {} {} {}",
+        output.status,
+        output.text(),
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
@@ -71,6 +83,15 @@ pub(crate) fn has_rights(test: &str) -> bool {
         println!("SKIPPED {test}: needs root");
     }
     root
+}
+
+/// As on a kernel without br_netfilter: nothing that crosses a bridge meets the hooks of IP.
+fn without_netfilter() {
+    for setting in policy::bridge::SETTINGS {
+        if linux::sysctl::read(setting).is_ok() {
+            linux::sysctl::write(setting, "0").unwrap();
+        }
+    }
 }
 
 fn node_netns(n: usize, other: Option<&NetNs>) -> NetNs {
@@ -181,14 +202,23 @@ pub(crate) fn pod_input(object: &Value) -> Input {
 
 impl Lab {
     pub(crate) fn new() -> Self {
+        Self::with(Options::default())
+    }
+
+    /// With what an operator chose. Where packets are to be routed, br_netfilter does nothing.
+    pub(crate) fn with(options: Options) -> Self {
         let first = node_netns(1, None);
         let second = node_netns(2, Some(&first));
         join(1, &first);
         join(2, &second);
         let mut nodes = Vec::new();
         for (i, netns) in [first, second].into_iter().enumerate() {
+            if options.bridged == Bridged::Route {
+                netns.run(without_netfilter).unwrap();
+            }
             let name = format!("n{}", i + 1);
-            let enforcer = Worker::start(&netns, move || Enforcer::open(&name).unwrap());
+            let open = move || Enforcer::open(&name, options).unwrap();
+            let enforcer = Worker::start(&netns, open);
             nodes.push(Node { netns, enforcer });
         }
         let pods = (0..9).map(|i| pod(i, &nodes[i % 2].netns)).collect();

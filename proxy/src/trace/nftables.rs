@@ -496,6 +496,7 @@ fn end(state: &mut State, registers: &Registers, expression: &Expr) -> Result<St
             state.translated = true;
         }
         Expr::Payload { .. }
+        | Expr::SetPayload { .. }
         | Expr::Meta { .. }
         | Expr::SetMeta { .. }
         | Expr::Ct { .. }

@@ -71,6 +71,18 @@ fn put_regs(out: &mut Vec<u8>, regs: &[(u16, Option<Reg>)]) {
     }
 }
 
+/// Which bytes of a packet.
+fn put_place(out: &mut Vec<u8>, base: Base, offset: u32, length: u32) {
+    let base = match base {
+        Base::Link => 0,
+        Base::Network => 1,
+        Base::Transport => 2,
+    };
+    put_u32(out, 2, base);
+    put_u32(out, 3, offset);
+    put_u32(out, 4, length);
+}
+
 /// Attributes by their numbers in `linux/netfilter/nf_tables.h`, in its order.
 fn write_data(expr: &Expr, out: &mut Vec<u8>) {
     match expr {
@@ -81,14 +93,16 @@ fn write_data(expr: &Expr, out: &mut Vec<u8>) {
             to,
         } => {
             put_reg(out, 1, *to);
-            let base = match base {
-                Base::Link => 0,
-                Base::Network => 1,
-                Base::Transport => 2,
-            };
-            put_u32(out, 2, base);
-            put_u32(out, 3, *offset);
-            put_u32(out, 4, *length);
+            put_place(out, *base, *offset, *length);
+        }
+        Expr::SetPayload {
+            base,
+            offset,
+            length,
+            from,
+        } => {
+            put_place(out, *base, *offset, *length);
+            put_reg(out, 5, *from);
         }
         Expr::Meta { key, to } => {
             put_reg(out, 1, *to);
@@ -328,6 +342,14 @@ mod tests {
         let (r0, r4) = (Reg::at(0), Reg::at(4));
         let load = "0800 0100 00000008 0800 0200 00000001 0800 0300 00000010 0800 0400 00000004";
         check(&Expr::destination(false, r0), "payload", load);
+        let change = Expr::SetPayload {
+            base: Base::Link,
+            offset: 0,
+            length: 6,
+            from: r4,
+        };
+        let place = "0800 0200 00000000 0800 0300 00000000 0800 0400 00000006 0800 0500 0000000c";
+        check(&change, "payload", place);
         let compare = "0800 0100 00000008 0800 0200 00000000 0c00 0380 0600 0100 0050 0000";
         check(&Expr::equals(r0, [0, 0x50]), "cmp", compare);
         let lookup = Expr::Lookup {

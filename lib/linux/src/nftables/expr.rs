@@ -261,6 +261,17 @@ pub enum Expr {
         /// Where to.
         to: Reg,
     },
+    /// Changes bytes of the packet; no checksum follows.
+    SetPayload {
+        /// What the offset counts from.
+        base: Base,
+        /// Offset in bytes.
+        offset: u32,
+        /// Length in bytes.
+        length: u32,
+        /// From where.
+        from: Reg,
+    },
     /// What belongs to the packet.
     Meta {
         /// Which.
@@ -542,7 +553,7 @@ impl Expr {
     /// The kernel's name of it.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Payload { .. } => "payload",
+            Self::Payload { .. } | Self::SetPayload { .. } => "payload",
             Self::Meta { .. } | Self::SetMeta { .. } => "meta",
             Self::Ct { .. } | Self::SetCt { .. } => "ct",
             Self::Cmp { .. } => "cmp",
