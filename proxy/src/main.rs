@@ -10,7 +10,7 @@ use proxy::config::{Args, Config, KubeProxyConfiguration, args, is_auto};
 use proxy::run;
 
 fn main() -> ExitCode {
-    linux::process::keep_little_memory();
+    linux::memory::keep_little_memory();
     let words = args::normalize(std::env::args());
     let args: Args = match client::flags::parse_from(&words) {
         Ok(args) => args,

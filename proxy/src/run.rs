@@ -295,6 +295,9 @@ fn start_engine(
                 backend::remove_others(config.mode, &config.ipvs, &config.ebpf, |of| {
                     others.settings(of)
                 });
+                if let Err(error) = linux::memory::unmap_unused_code() {
+                    tracing::debug!("{error}");
+                }
             };
             std::thread::spawn(clean);
         }),

@@ -348,7 +348,7 @@ impl Engine {
         if compared {
             // Comparing everything takes as much memory again as keeping it.
             drop(changes);
-            linux::process::trim_memory();
+            linux::memory::trim_memory();
         }
         self.pacer.synced(began, Instant::now(), ok);
     }

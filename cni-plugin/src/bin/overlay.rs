@@ -237,6 +237,9 @@ async fn tell_ready(mut holds: watch::Receiver<bool>, client: Option<Client>, no
     if let Some(client) = client {
         set_condition(client, node).await;
     }
+    if let Err(error) = linux::memory::unmap_unused_code() {
+        tracing::debug!("{error}");
+    }
 }
 
 /// Keeps this node's network policies in the kernel, for ever. `told` hears of every sync.

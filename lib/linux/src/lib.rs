@@ -22,6 +22,7 @@ pub mod kernel;
 pub mod link;
 pub mod link_monitor;
 pub mod mac;
+pub mod memory;
 pub mod mount;
 pub mod neigh;
 pub mod netlink;

@@ -152,29 +152,6 @@ pub fn resident_bytes(pid: i32) -> Result<u64> {
         .ok_or_else(|| Error::other(format!("read {path}"), "no VmRSS line"))
 }
 
-/// Makes the C library keep less free memory: one heap for all threads, whose end can be given back,
-/// and what is large comes from the kernel by itself and goes back at once. For programs in which
-/// threads seldom allocate at the same time, before they start any.
-pub fn keep_little_memory() {
-    #[cfg(target_env = "gnu")]
-    for (parameter, value) in [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_THRESHOLD, 128 << 10)] {
-        // SAFETY: the call takes no pointers, and there is no other thread yet.
-        #[expect(unsafe_code, reason = "mallopt(3) has no safe interface")]
-        let _taken = unsafe { libc::mallopt(parameter, value) };
-    }
-}
-
-/// Gives memory that is free inside this process back to the kernel, as far as the C library can:
-/// after something that took much for a short time. Some milliseconds.
-pub fn trim_memory() {
-    #[cfg(target_env = "gnu")]
-    {
-        // SAFETY: the call takes no pointers.
-        #[expect(unsafe_code, reason = "malloc_trim(3) has no safe interface")]
-        let _some_was_given = unsafe { libc::malloc_trim(0) };
-    }
-}
-
 /// Halts the machine at once, without asking anybody: for the first process of a guest.
 ///
 /// # Errors
