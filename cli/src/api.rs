@@ -10,6 +10,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::GroupVersionKind;
 use kube::{Client, Config};
 use linux::exec::{Exec, which};
+use linux::patience::scaled;
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::io::AsyncReadExt;
@@ -20,6 +21,8 @@ const FIELD_MANAGER: &str = "seaway";
 const READY_PAUSE: Duration = Duration::from_millis(10);
 /// Longest run of a command in a pod.
 const EXEC_TIMEOUT: Duration = Duration::from_secs(30);
+/// One `kubectl apply`.
+const APPLY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A client for the kubeconfig at `path`.
 pub(crate) async fn connect(path: &Path) -> Result<Client> {
@@ -87,7 +90,7 @@ pub(crate) async fn apply(
         exec = exec
             .args(["apply", "-f", "-"])
             .stdin(text)
-            .timeout(Duration::from_secs(60));
+            .timeout(scaled(APPLY_TIMEOUT));
         tokio::task::spawn_blocking(move || exec.run())
             .await?
             .context("kubectl apply")?;
@@ -193,9 +196,9 @@ pub(crate) async fn exec(
             None => bail!("the connection broke"),
         }
     };
-    match tokio::time::timeout(EXEC_TIMEOUT, run).await {
+    match tokio::time::timeout(scaled(EXEC_TIMEOUT), run).await {
         Ok(result) => result.context(what),
-        Err(_) => bail!("{what}: no end after {} s", EXEC_TIMEOUT.as_secs()),
+        Err(_) => bail!("{what}: no end after {} s", scaled(EXEC_TIMEOUT).as_secs()),
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use linux::cgroup::Hierarchies;
+use linux::patience::scaled;
 use linux::{mount, process};
 use nix::sys::signal::Signal;
 
@@ -52,7 +53,7 @@ fn stop_daemons(layout: &Layout) -> Result<()> {
     let pid = |name: &str| pids.get(name).and_then(|pid| i32::try_from(*pid).ok());
     if let Some(supervisor) = pid("supervise").filter(|pid| is_ours(*pid)) {
         process::signal(supervisor, Signal::SIGTERM)?;
-        let deadline = Instant::now() + SUPERVISOR_TIMEOUT;
+        let deadline = Instant::now() + scaled(SUPERVISOR_TIMEOUT);
         while process::is_alive(supervisor) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }

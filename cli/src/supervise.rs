@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use linux::cgroup::Hierarchies;
+use linux::patience::scaled;
 use linux::process;
 use nix::sys::signal::{SigSet, Signal};
 
@@ -56,7 +57,7 @@ pub(crate) fn run(args: ClusterArgs) -> Result<()> {
     let control_plane = daemons::control_plane(&layout, &bin, &groups);
     let ready = supervisor.keep(control_plane);
     ready
-        .recv_timeout(READY_TIMEOUT)
+        .recv_timeout(scaled(READY_TIMEOUT))
         .context("the control plane did not become ready")?;
     let mut waiting = Vec::new();
     for node in layout.nodes() {
@@ -66,7 +67,9 @@ pub(crate) fn run(args: ClusterArgs) -> Result<()> {
     }
     for (name, ready) in waiting {
         let late = || format!("{name} did not become ready; see its log");
-        ready.recv_timeout(READY_TIMEOUT).with_context(late)?;
+        ready
+            .recv_timeout(scaled(READY_TIMEOUT))
+            .with_context(late)?;
     }
     linux::notify::ready()?;
     signals.wait().context("wait for a signal")?;
@@ -111,7 +114,7 @@ impl Supervisor {
         let path = self.notify_path(&service.name);
         gone::file(&path)?;
         let socket = UnixDatagram::bind(&path).with_context(|| path.display().to_string())?;
-        socket.set_read_timeout(Some(READY_TIMEOUT))?;
+        socket.set_read_timeout(Some(scaled(READY_TIMEOUT)))?;
         let mut daemon = service.daemon.clone();
         daemon.env.push(("NOTIFY_SOCKET".into(), path.into()));
         let child = daemon.spawn()?;
@@ -162,7 +165,7 @@ impl Supervisor {
         for pid in &daemons {
             process::signal(*pid, Signal::SIGTERM)?;
         }
-        let deadline = Instant::now() + STOP_TIMEOUT;
+        let deadline = Instant::now() + scaled(STOP_TIMEOUT);
         while daemons.iter().any(|pid| process::is_alive(*pid)) && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(5));
         }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use linux::cgroup::Hierarchies;
 use linux::exec::{Exec, which};
+use linux::patience::scaled;
 use linux::process::{self, Daemon};
 
 use crate::layout::{Layout, STATE_DIR};
@@ -129,7 +130,7 @@ async fn begin(layout: &Layout, bare: bool, start: Instant) -> Result<()> {
     }
     let ready = supervise(layout)?;
     let client = api::connect(&layout.kubeconfig()).await?;
-    api::wait_ready(&client, API_TIMEOUT).await?;
+    api::wait_ready(&client, scaled(API_TIMEOUT)).await?;
     say(&format!(
         "API server is ready after {:.2} s: {}",
         start.elapsed().as_secs_f32(),
@@ -137,7 +138,12 @@ async fn begin(layout: &Layout, bare: bool, start: Instant) -> Result<()> {
     ));
     tokio::task::spawn_blocking(move || wait_daemons(&ready)).await??;
     // Pods are placed as soon as there is a node; the sample shall be spread over all of them.
-    api::wait_nodes(&client, usize::from(layout.args.nodes), NODES_TIMEOUT).await?;
+    api::wait_nodes(
+        &client,
+        usize::from(layout.args.nodes),
+        scaled(NODES_TIMEOUT),
+    )
+    .await?;
     say(&format!(
         "{} nodes are Ready after {:.2} s",
         layout.args.nodes,
@@ -168,7 +174,7 @@ async fn begin(layout: &Layout, bare: bool, start: Instant) -> Result<()> {
 fn supervise(layout: &Layout) -> Result<UnixDatagram> {
     let path = layout.run_dir().join("up.ready");
     let socket = UnixDatagram::bind(&path).with_context(|| path.display().to_string())?;
-    socket.set_read_timeout(Some(DAEMONS_TIMEOUT))?;
+    socket.set_read_timeout(Some(scaled(DAEMONS_TIMEOUT)))?;
     let args = &layout.args;
     let words = [
         "supervise",

@@ -254,12 +254,12 @@ impl Enforcer {
         let written = apply::apply(&mut self.nft, &changes, &want.sets);
         if let Err(error) = written {
             // Something of ours is there in a way that cannot be mended piece by piece.
-            tracing::warn!("{error}; the table is made anew");
             let all = Changes {
                 rebuild: true,
                 ..diff::diff(&Seen::default(), &want)
             };
             apply::apply(&mut self.nft, &all, &want.sets)?;
+            tracing::warn!("{error}; the table was made anew");
         }
         self.distrust = false;
         self.there = Some(want);

@@ -92,6 +92,7 @@ pub async fn run(
         retry: RETRY.0,
         full: Instant::now() + FULL,
         said: BTreeSet::new(),
+        failed: None,
     };
     loop {
         let due = work.due.unwrap_or(work.full).min(work.full);
@@ -142,6 +143,8 @@ struct Work<T> {
     retry: Duration,
     full: Instant,
     said: BTreeSet<String>,
+    /// Why the last sync failed, if it did.
+    failed: Option<String>,
 }
 
 impl<T: FnMut(Told)> Work<T> {
@@ -200,6 +203,7 @@ impl<T: FnMut(Told)> Work<T> {
         match result {
             Ok(report) => {
                 self.retry = RETRY.0;
+                self.failed = None;
                 if report.objects > 0 && !report.elements_only {
                     tracing::info!("network policy: {}", report.summary);
                 } else if report.objects > 0 {
@@ -214,7 +218,7 @@ impl<T: FnMut(Told)> Work<T> {
             }
             Err(error) => {
                 self.enforcer.doubt(false);
-                self.say(format!("network policies are not up to date: {error}"));
+                self.fails(format!("network policies are not up to date: {error}"));
                 self.mark(self.retry);
                 self.retry = (self.retry * 2).min(RETRY.1);
             }
@@ -234,6 +238,14 @@ impl<T: FnMut(Told)> Work<T> {
             unjudged: enforcer.bridge().unjudged().map(str::to_owned),
         };
         (self.told)(told);
+    }
+
+    /// Says when something begins to fail, or fails in another way.
+    fn fails(&mut self, text: String) {
+        if self.failed.as_ref() != Some(&text) {
+            tracing::warn!("{text}");
+            self.failed = Some(text);
+        }
     }
 
     /// Says each thing once.

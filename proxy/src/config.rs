@@ -14,7 +14,7 @@ use std::time::Duration;
 use api::cidr::{Family, parse_cidr, parse_ip};
 use ipnetwork::IpNetwork;
 
-use linux::ipvs::{Scheduler, Timeouts};
+use linux::ipvs::{Options as ServerOptions, Scheduler, Timeouts};
 
 use crate::backend::ebpf::{Attach, Place};
 use crate::backend::{DetectLocal, Mode, ipvs};
@@ -308,6 +308,16 @@ impl Origin<'_> {
                 return self.fail("ipvs-scheduler", "ipvs.scheduler", what);
             }
         };
+        let mut flags: Option<ServerOptions> = None;
+        for name in &ipvs.scheduler_flags {
+            if !flags.get_or_insert_default().add_flag(scheduler, name) {
+                let what = match scheduler.flags() {
+                    [] => format!("{name:?}: scheduler {} has no flags", scheduler.name()),
+                    known => format!("{name:?} is none of {}", known.join(", ")),
+                };
+                return self.fail("ipvs-scheduler-flags", "ipvs.schedulerFlags", what);
+            }
+        }
         let mut exclude = Vec::new();
         for text in &ipvs.exclude_cidrs {
             match parse_cidr(text) {
@@ -319,6 +329,7 @@ impl Origin<'_> {
         }
         Ok(ipvs::Options {
             scheduler,
+            flags,
             strict_arp: ipvs.strict_arp,
             exclude,
             timeouts: Timeouts {

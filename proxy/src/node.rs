@@ -6,7 +6,7 @@ use api::cidr::{Family, any_contains, of_family};
 use linux::addr::Addr;
 use linux::{Host, Kernel};
 
-use crate::backend::NodePortScope;
+use crate::backend::{NodePortScope, ipvs};
 use crate::config::NodePortAddresses;
 
 /// The link that cluster DNS addresses are put on.
@@ -41,12 +41,14 @@ impl Addresses {
     }
 }
 
-/// All addresses of the node, sorted.
+/// All addresses of the node, sorted; those of services that mode ipvs has put on its device are not
+/// the node's.
 ///
 /// # Errors
 /// The kernel's refusal.
 pub fn own_ips(host: &mut Kernel) -> linux::Result<Vec<IpAddr>> {
     let addrs = host.all_addrs()?.into_iter();
+    let addrs = addrs.filter(|(link, _)| link != ipvs::DEVICE);
     let mut ips: Vec<IpAddr> = addrs.map(|(_, addr)| addr.net.ip()).collect();
     ips.sort_unstable();
     ips.dedup();

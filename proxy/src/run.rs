@@ -14,7 +14,7 @@ use linux::nftables::{self, Nftables};
 use tokio::sync::mpsc::{self, Sender};
 use tokio::sync::oneshot;
 
-use crate::backend::{self, Mode};
+use crate::backend::{self, Backend, Mode};
 use crate::cluster_dns::{self, Feed};
 use crate::config::watch::ConfigFile;
 use crate::config::{Config, Detect, From};
@@ -72,11 +72,15 @@ impl Source {
 /// # Errors
 /// Something that is needed from the start is not there.
 pub async fn run(config: Config, file: Option<ConfigFile>, flags: &[String]) -> Result<()> {
-    // First what may be wrong in the flags, so that a refusal has changed nothing on the node.
+    // First what may be wrong in the flags, or with the mode on this kernel, so that a refusal has
+    // changed nothing on the node.
     let source = Source::open(&config.from, config.server.as_deref()).await?;
     let changed = file.map(ConfigFile::changed).transpose();
     let changed = changed.context("watch the file of --config")?;
     let local = Local::new(config.clone(), observe()?);
+    let planes = backend::open_with(config.mode, &config.ipvs, &config.ebpf, |of| {
+        local.settings(of)
+    })?;
     let health = Arc::new(Health::new(config.sync_period * 2));
     let metrics = Arc::new(Metrics::new(config.mode));
     let events = match &source {
@@ -106,7 +110,7 @@ pub async fn run(config: Config, file: Option<ConfigFile>, flags: &[String]) -> 
     let (messages, inbox) = mpsc::channel(MESSAGES_MAX);
     let (checks, updates) = mpsc::unbounded_channel();
     tokio::spawn(Servers::new(health.clone(), events.clone()).run(updates));
-    let engine = start_engine(local, inbox, health, metrics, events, checks)?;
+    let engine = start_engine(planes, local, inbox, health, metrics, events, checks)?;
     let sink = Sink {
         messages: messages.clone(),
         also: feed.map(feeder),
@@ -251,6 +255,7 @@ fn serve_pages(config: &Config, pages: &Pages) -> Result<()> {
 
 /// Starts the loop on a thread of its own, where waiting for a program harms nobody.
 fn start_engine(
+    planes: Vec<(Family, Box<dyn Backend>)>,
     local: Local,
     inbox: mpsc::Receiver<Message>,
     health: Arc<Health>,
@@ -265,9 +270,6 @@ fn start_engine(
         ips: local.node_ips(),
         dns_ips: config.dns_ips.clone(),
     };
-    let planes = backend::open_with(config.mode, &config.ipvs, &config.ebpf, |of| {
-        local.settings(of)
-    })?;
     let others = local.clone();
     tracing::info!("mode {}", config.mode.name());
     for (family, plane) in &planes {

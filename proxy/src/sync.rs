@@ -204,6 +204,7 @@ impl Engine {
             Message::Addresses(addresses) => {
                 if self.local.set_addresses(addresses) {
                     self.reconfigure();
+                    self.see_addresses();
                 }
             }
             Message::Inputs { inputs, received } => {
@@ -269,7 +270,19 @@ impl Engine {
         }
     }
 
+    /// Rules that name the node's addresses follow them.
+    fn see_addresses(&mut self) {
+        let mut differ = false;
+        for (_, plane) in &mut self.planes {
+            differ |= plane.see_addresses();
+        }
+        if differ {
+            self.pending();
+        }
+    }
+
     fn verify(&mut self) {
+        self.see_addresses();
         let mut lost = false;
         for (family, plane) in &mut self.planes {
             if !plane.is_trusted() {

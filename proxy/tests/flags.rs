@@ -1,8 +1,12 @@
 //! What is wrong in the flags is said in one line, before anything on the node is touched.
 
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use linux::NetNs;
+use linux::ipvs::Ipvs;
+use linux::process::Daemon;
 
 #[test]
 #[expect(
@@ -95,4 +99,76 @@ fn run(flags: &[&str]) -> Result<(Option<i32>, String)> {
         .context("run the proxy")?;
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     Ok((output.status.code(), told))
+}
+
+#[test]
+fn mode_ipvs_on_a_kernel_without_it_is_one_line() -> Result<()> {
+    const TEST: &str = "mode_ipvs_on_a_kernel_without_it_is_one_line";
+    if !nix::unistd::geteuid().is_root() {
+        skipped(TEST, "needs root");
+        return Ok(());
+    }
+    // A namespace of its own: settings of this machine stay as they are.
+    let netns = NetNs::anonymous()?;
+    if netns.run(Ipvs::open)?.is_ok() {
+        skipped(TEST, "this kernel has ip_vs");
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let dir = dir.path().display().to_string();
+    let flags = [
+        "--manifests",
+        &dir,
+        "--healthz-bind-address=127.0.0.1:0",
+        "--metrics-bind-address=127.0.0.1:0",
+    ];
+    let (code, told) = netns.run(|| {
+        let all = [&["--mode", "ipvs", "--oom-score-adj=0"], &flags[..]].concat();
+        run(&all)
+    })??;
+    assert_eq!((code, told.lines().count()), (Some(1), 1), "{told}");
+    assert!(told.contains("--mode ipvs does not work"), "{told}");
+    assert!(told.contains("no IPVS (module ip_vs)"), "{told}");
+    // Each that it names works; iptables is on every machine that runs this.
+    let (_, rest) = told
+        .split_once("modes that work here: ")
+        .context("no other mode")?;
+    let (modes, _) = rest.split_once(')').context("no end")?;
+    assert!(modes.split(", ").any(|mode| mode == "iptables"), "{told}");
+    for mode in modes.split(", ") {
+        let log = dir.clone() + "/log";
+        let daemon = Daemon {
+            program: env!("CARGO_BIN_EXE_proxy").into(),
+            args: [&["--mode", mode, "--log-level=info"], &flags[..]]
+                .concat()
+                .into_iter()
+                .map(Into::into)
+                .collect(),
+            log: Some(log.clone().into()),
+            ..Daemon::default()
+        };
+        let mut child = netns.run(|| daemon.spawn())??;
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let synced = || {
+            std::fs::read_to_string(&log)
+                .unwrap_or_default()
+                .matches("full sync")
+                .count()
+                >= 2
+        };
+        while !synced() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let good = synced();
+        child.kill()?;
+        child.wait()?;
+        assert!(good, "mode {mode}: {}", std::fs::read_to_string(&log)?);
+        std::fs::remove_file(&log)?;
+    }
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "a skipped test says so")]
+fn skipped(test: &str, why: &str) {
+    println!("SKIPPED {test}: {why}");
 }

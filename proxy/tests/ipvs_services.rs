@@ -1,5 +1,5 @@
 //! What an IPVS node owes its services, each by real connections: every scheduler, node ports on all
-//! addresses, clients' own addresses, weights, others' networks. Needs root and a kernel with IPVS
+//! addresses, clients' own addresses, weights, others' networks, kernel settings. Needs root and a kernel with IPVS
 //! (`cargo xtask test --only vm` runs it in one).
 
 #![expect(
@@ -15,12 +15,20 @@ mod lab;
 mod sockets;
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
+use api::cidr::Family;
 use ipvs_lab::ipvs_lab;
 use lab::{Lab, service};
-use linux::ipvs::{Command, Destination, Ipvs, Options, Protocol, Scheduler, Server, ServerId};
+use linux::Host;
+use linux::ipvs::{
+    Command, Destination, Ipvs, Options, Protocol, Scheduler, Server, ServerId, Timeouts,
+};
+use linux::route::Route;
 use nix::sys::signal::Signal;
+use proxy::backend::ipvs::filter::nft::Nft;
 
 /// Endpoints here and elsewhere, in both families.
 const BOTH: &[(&str, &str)] = &[
@@ -89,6 +97,113 @@ fn ipvs_serves_with_every_scheduler() {
 }
 
 #[test]
+fn ipvs_flags_of_schedulers_reach_the_kernel() {
+    let Some(mut lab) = ipvs_lab("ipvs_flags_of_schedulers_reach_the_kernel") else {
+        return;
+    };
+    let spec = "{clusterIP: 172.30.0.41, ports: [{port: 80}]}";
+    lab.write("web.yaml", &service("web", spec, BOTH));
+    let id = tcp("172.30.0.41:80");
+    for (scheduler, flags, fallback, hash_port) in [
+        ("sh", "sh-fallback,sh-port", true, true),
+        ("mh", "mh-fallback", true, false),
+        ("mh", "mh-port", false, true),
+    ] {
+        lab = lab.with(&["--ipvs-scheduler", scheduler]);
+        lab = lab.with(&["--ipvs-scheduler-flags", flags]);
+        lab.start();
+        let found = server(&lab, id).unwrap();
+        let expect = Options {
+            fallback,
+            hash_port,
+            ..Options::default()
+        };
+        assert_eq!(found.scheduler, Scheduler::parse(scheduler));
+        assert_eq!(found.options, expect, "{flags}");
+        assert_eq!(lab.cli.ask_many("172.30.0.41:80", 4).len(), 4);
+        lab.stop(Signal::SIGTERM);
+    }
+}
+
+/// What the node's kernel is told, by its own files; and that the node is silent on the wire about
+/// addresses of its dummy device where it should be.
+#[test]
+fn ipvs_settings_of_the_kernel() {
+    let Some(mut lab) = ipvs_lab("ipvs_settings_of_the_kernel") else {
+        return;
+    };
+    let arp = [
+        "net/ipv4/conf/all/arp_ignore",
+        "net/ipv4/conf/all/arp_announce",
+    ];
+    let read = |lab: &mut Lab, key: &str| lab.node.kernel.sysctl(key).unwrap();
+    let reuse = "net/ipv4/vs/conn_reuse_mode";
+    let reuse_before = read(&mut lab, reuse);
+    let timeouts = |lab: &Lab| lab.node.run(|| Ipvs::open().unwrap().timeouts().unwrap());
+    let before = timeouts(&lab);
+    // Two, so that the second is asked for on the wire when the first is known.
+    for (name, ip) in [("one", "172.30.0.41"), ("two", "172.30.0.42")] {
+        let spec = format!("{{clusterIP: {ip}, ports: [{{port: 80}}]}}");
+        lab.write(&format!("{name}.yaml"), &service(name, &spec, BOTH));
+        let on_wire = Route::to(format!("{ip}/32").parse().unwrap()).dev("eth0");
+        lab.cli.kernel.add_route(&on_wire).unwrap();
+    }
+    lab.start();
+    for key in [
+        "conntrack",
+        "expire_nodest_conn",
+        "expire_quiescent_template",
+    ] {
+        assert_eq!(read(&mut lab, &format!("net/ipv4/vs/{key}")), "1", "{key}");
+    }
+    // Only kernels from 4.1 to 5.8 need it, and no guest is so old.
+    assert_eq!(read(&mut lab, reuse), reuse_before);
+    for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+        assert_eq!(read(&mut lab, key), "1");
+    }
+    assert_eq!(arp.map(|key| read(&mut lab, key)), ["0", "0"]);
+    assert_eq!(timeouts(&lab), before);
+    lab.cli.ask("172.30.0.41:80").unwrap();
+    lab.stop(Signal::SIGTERM);
+    lab = lab.with(&["--ipvs-strict-arp=true"]);
+    lab = lab.with(&["--ipvs-tcp-timeout", "777s"]);
+    lab = lab.with(&["--ipvs-udp-timeout", "33s"]);
+    lab.start();
+    assert_eq!(arp.map(|key| read(&mut lab, key)), ["1", "2"]);
+    let expect = Timeouts {
+        tcp: Duration::from_secs(777),
+        udp: Duration::from_secs(33),
+        ..before
+    };
+    assert_eq!(timeouts(&lab), expect);
+    lab.cli.ask("172.30.0.42:80").unwrap_err();
+    // Through the router it is there.
+    let on_wire = Route::to("172.30.0.42/32".parse().unwrap()).dev("eth0");
+    lab.cli.kernel.del_route(&on_wire).unwrap();
+    lab.cli.ask("172.30.0.42:80").unwrap();
+}
+
+/// Mode `auto` on a kernel that has IPVS.
+#[test]
+fn auto_never_chooses_ipvs() {
+    let Some(lab) = ipvs_lab("auto_never_chooses_ipvs") else {
+        return;
+    };
+    let mut lab = lab.with(&["--mode", "auto"]);
+    let spec = "{clusterIP: 172.30.0.41, ports: [{port: 80}]}";
+    lab.write("web.yaml", &service("web", spec, BOTH));
+    lab.start();
+    lab.p1.ask("172.30.0.41:80").unwrap();
+    let log = lab.log_text();
+    let (nftables, iptables) = (log.contains("mode nftables"), log.contains("mode iptables"));
+    assert!(nftables || iptables, "{log}");
+    assert!(!log.contains("mode ipvs"), "{log}");
+    assert_eq!(server(&lab, tcp("172.30.0.41:80")), None);
+    let links = lab.node.kernel.links().unwrap();
+    assert!(links.iter().all(|link| link.name != "kube-ipvs0"));
+}
+
+#[test]
 fn ipvs_node_ports_are_on_every_address() {
     let Some(mut lab) = ipvs_lab("ipvs_node_ports_are_on_every_address") else {
         return;
@@ -142,6 +257,37 @@ fn ipvs_local_policy_keeps_the_clients_address() {
             "{to}"
         );
     }
+}
+
+/// A host's firewall that closes the port: iptables lets us overrule it, another table of nf_tables
+/// does not.
+#[test]
+fn ipvs_lets_health_checks_in() {
+    let Some(mut lab) = ipvs_lab("ipvs_lets_health_checks_in") else {
+        return;
+    };
+    let spec = "{type: LoadBalancer, externalTrafficPolicy: Local, healthCheckNodePort: 31000, clusterIP: 172.30.0.41, ports: [{port: 80, nodePort: 30041}]}";
+    lab.write("web.yaml", &service("web", spec, BOTH));
+    let closed =
+        [31000, 31001].map(|port| format!("-A INPUT -i eth0 -p tcp --dport {port} -j DROP\n"));
+    lab.restore(&format!("*filter\n{}COMMIT\n", closed.concat()));
+    let _other = lab
+        .node
+        .run(|| std::net::TcpListener::bind("0.0.0.0:31001").unwrap());
+    lab.start();
+    let at = "192.168.0.2:31000";
+    let code = |got: Result<(u16, String), ErrorKind>| got.map(|(code, _)| code);
+    lab.wait("an answer on the node", |lab| {
+        code(lab.node.get(at, "/")) == Ok(200)
+    });
+    if lab.node.run(|| Nft::open(Family::V4)).is_ok() {
+        assert!(code(lab.cli.get(at, "/")).is_err());
+    } else {
+        lab.wait("an answer outside", |lab| {
+            code(lab.cli.get(at, "/")) == Ok(200)
+        });
+    }
+    assert!(lab.cli.get("192.168.0.2:31001", "/").is_err());
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use linux::exec::{Exec, Output};
+use linux::patience::scaled;
 use serde_json::Value;
 
 use crate::{bin_dir, kubectl};
@@ -48,7 +49,7 @@ impl Cluster {
         // A cluster left behind by a test that was killed.
         Exec::new(&seaway)
             .args(["down", "--name", name])
-            .timeout(UP_TIMEOUT)
+            .timeout(scaled(UP_TIMEOUT))
             .run()?;
         let up = Exec::new(&seaway)
             .args([
@@ -61,7 +62,7 @@ impl Cluster {
             .args(["--api-port", &api_port.to_string()])
             .args(more)
             .env("PATH", path)
-            .timeout(UP_TIMEOUT)
+            .timeout(scaled(UP_TIMEOUT))
             .output()?;
         let said = up.text();
         let cluster = Self {
@@ -103,7 +104,7 @@ impl Cluster {
             .env("KUBECONFIG", self.kubeconfig())
             .env("HOME", home)
             .args(args)
-            .timeout(KUBECTL_TIMEOUT)
+            .timeout(scaled(KUBECTL_TIMEOUT))
     }
 
     /// Runs kubectl, wants success, returns its standard output.
@@ -149,7 +150,7 @@ impl Cluster {
     /// It fails.
     pub fn seaway(&self, command: &str) -> Result<String> {
         let seaway = Exec::new(&self.seaway).args([command, "--name", &self.name]);
-        Ok(seaway.timeout(UP_TIMEOUT).run()?.text())
+        Ok(seaway.timeout(scaled(UP_TIMEOUT)).run()?.text())
     }
 
     /// The last lines of every daemon's log.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use linux::exec::Exec;
 
-use crate::run::{cargo, root_dir, target_dir};
+use crate::run::{cargo, own_program, root_dir, target_dir};
 use crate::test::{Tally, failures};
 use crate::vm::{Lane, Missing, prepare};
 
@@ -25,6 +25,10 @@ const TWO_NODES: &str = "two_nodes";
 /// The test that starts a whole cluster.
 const CLUSTER: &str = "ipvs_cluster";
 
+/// An API server that goes away and forgets, and a proxy that is killed, under load.
+const TROUBLES: &str = "ipvs_in_troubles_of_the_api_server";
+const KILLS: &str = "ipvs_killed_at_random_moments";
+
 /// A test program, and the arguments that choose what runs of it.
 type Part = (&'static str, &'static [&'static str]);
 
@@ -39,7 +43,7 @@ const LANES: &[(Lane, &[Part])] = &[
             ("ipvs_live", &[]),
             ("ipvs_services", &[]),
             ("nfacct", &[]),
-            ("tables", &["--exact", "ipvs"]),
+            ("tables", &["--exact", "ipvs", TROUBLES, KILLS]),
         ],
     ),
     (
@@ -143,6 +147,22 @@ fn build() -> Result<Programs> {
     programs.extend(build_tests(&[&package[..], &names].concat())?);
     cargo(&["build", "--workspace", "--bins", "--quiet"]).run()?;
     Ok(programs)
+}
+
+/// Builds one test program of the workspace, and the programs that it starts.
+pub(crate) fn build_one(name: &str) -> Result<PathBuf> {
+    let own = root_dir().join("tests/tests");
+    let is_own = own.join(format!("{name}.rs")).exists() || own.join(name).exists();
+    let packages: &[&str] = if is_own {
+        &["-p", "seaway-tests"]
+    } else {
+        &["--workspace", "--exclude", "seaway-tests"]
+    };
+    let mut programs = build_tests(&[&["test"], packages, &["--test", name]].concat())?;
+    cargo(&["build", "--workspace", "--bins", "--quiet"]).run()?;
+    programs
+        .remove(name)
+        .with_context(|| format!("no test {name}"))
 }
 
 fn build_tests(args: &[&str]) -> Result<Programs> {
@@ -256,10 +276,4 @@ impl Guest {
         }
         Ok(tally)
     }
-}
-
-/// This program's file: a stage before may have built it anew, in the place of what runs.
-fn own_program() -> Result<String> {
-    let path = std::env::current_exe()?.display().to_string();
-    Ok(path.trim_end_matches(" (deleted)").to_owned())
 }

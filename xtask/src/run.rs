@@ -93,3 +93,9 @@ pub(crate) fn down(args: &[String]) -> Result<()> {
         .context("seaway down")?;
     Ok(())
 }
+
+/// This program's file: a stage before may have built it anew, in the place of what runs.
+pub(crate) fn own_program() -> Result<String> {
+    let path = std::env::current_exe()?.display().to_string();
+    Ok(path.trim_end_matches(" (deleted)").to_owned())
+}

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use linux::cgroup::Hierarchies;
+use linux::patience::scaled;
 use linux::process;
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -130,10 +131,13 @@ impl Prover {
         let probe = self.probe().await?;
         let pid = self.pid_of(&name)?;
         process::signal(pid, Signal::SIGKILL)?;
-        let deadline = Instant::now() + BACK_TIMEOUT;
+        let deadline = Instant::now() + scaled(BACK_TIMEOUT);
         while self.pid_of(&name)? == pid || probe.answered()? < ANSWERS_MIN {
             if Instant::now() > deadline {
-                bail!("{name} did not come back in {} s", BACK_TIMEOUT.as_secs());
+                bail!(
+                    "{name} did not come back in {} s",
+                    scaled(BACK_TIMEOUT).as_secs()
+                );
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

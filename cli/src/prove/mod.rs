@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt};
+use linux::patience::scaled;
 
 use crate::api;
 use crate::layout::{Layout, NodeLayout};
@@ -99,7 +100,7 @@ impl Prover {
         what: &str,
         done: impl Fn(&[Replica]) -> bool,
     ) -> Result<Vec<Replica>> {
-        let deadline = Instant::now() + PODS_TIMEOUT;
+        let deadline = Instant::now() + scaled(PODS_TIMEOUT);
         loop {
             let pods = self.ready_pods(label).await?;
             if done(&pods) {
@@ -112,7 +113,7 @@ impl Prover {
                     .collect();
                 bail!(
                     "waited {} s for {what} with label {label}; ready are: [{}]; see `kubectl describe pods`",
-                    PODS_TIMEOUT.as_secs(),
+                    scaled(PODS_TIMEOUT).as_secs(),
                     seen.join(", ")
                 );
             }

@@ -105,9 +105,7 @@ impl Prover {
                 to.clone()
             };
             let url = format!("http://{host}:{POD_PORT}{WHOAMI}");
-            let text = self
-                .sh(&client.name, &format!("timeout 5 wget -qO- '{url}'"))
-                .await?;
+            let text = self.sh(&client.name, &traffic::wget(&url)).await?;
             let answer = traffic::parse(&text)?;
             ensure!(
                 answer.server == server.name,

@@ -37,9 +37,8 @@ impl Prover {
     pub(super) async fn cluster_ip(&self) -> Result<()> {
         let client = self.client_pod().await?;
         let ip = self.cluster_ip_of("web").await?;
-        let script = format!(
-            "for i in $(seq {REQUESTS}); do timeout 5 wget -qO- http://{ip}{WHOAMI} || exit 1; done"
-        );
+        let wget = traffic::wget(&format!("http://{ip}{WHOAMI}"));
+        let script = format!("for i in $(seq {REQUESTS}); do {wget} || exit 1; done");
         let text = self.sh(&client.name, &script).await?;
         let answers = text
             .lines()
@@ -126,8 +125,7 @@ impl Prover {
         ];
         for name in names {
             let url = format!("http://{name}{WHOAMI}");
-            self.sh(&client.name, &format!("timeout 5 wget -qO- {url}"))
-                .await?;
+            self.sh(&client.name, &traffic::wget(&url)).await?;
         }
         fact(&format!("cluster DNS: a pod reaches {}", names.join(", ")));
         let pods = self.wait_pods("app=web", 3).await?;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use linux::cgroup::Hierarchies;
+use linux::patience::scaled;
 use linux::process::Daemon;
 use nix::sys::signal::Signal;
 
@@ -17,6 +18,8 @@ use crate::layout::NodeLayout;
 
 /// A request that takes longer has failed.
 const TIMEOUT: Duration = Duration::from_secs(3);
+/// The same from a pod, where a program is started for it.
+const POD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause between two requests of a [`Probe`].
 const PROBE_PAUSE: Duration = Duration::from_millis(5);
 
@@ -44,12 +47,18 @@ pub(super) fn parse(body: &str) -> Result<Answer> {
     })
 }
 
+/// The command that asks for `url` in a pod.
+pub(super) fn wget(url: &str) -> String {
+    let seconds = scaled(POD_TIMEOUT).as_secs();
+    format!("timeout {seconds} wget -qO- '{url}'")
+}
+
 /// One request over a connection of its own.
 pub(super) fn get(address: SocketAddr) -> Result<Answer> {
-    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)
+    let mut stream = TcpStream::connect_timeout(&address, scaled(TIMEOUT))
         .with_context(|| format!("connect to {address}"))?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    stream.set_write_timeout(Some(TIMEOUT))?;
+    stream.set_read_timeout(Some(scaled(TIMEOUT)))?;
+    stream.set_write_timeout(Some(scaled(TIMEOUT)))?;
     let request = format!("GET {WHOAMI} HTTP/1.0\r\nHost: sample\r\n\r\n");
     stream.write_all(request.as_bytes())?;
     let mut text = String::new();

@@ -28,8 +28,7 @@ use tokio::sync::oneshot;
 /// Everything here takes milliseconds; this is for a machine that is busy, and longer for one that
 /// says that it is slow.
 pub(crate) fn deadline() -> Duration {
-    let scale = std::env::var("SEAWAY_TIME_SCALE").ok();
-    Duration::from_secs(30) * scale.and_then(|text| text.parse().ok()).unwrap_or(1)
+    linux::patience::scaled(Duration::from_secs(30))
 }
 
 /// Waits for a condition.

@@ -31,6 +31,7 @@ pub mod nfacct;
 mod nfnetlink;
 pub mod nftables;
 pub mod notify;
+pub mod patience;
 pub mod process;
 pub mod route;
 pub mod shape;

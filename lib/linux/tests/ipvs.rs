@@ -119,15 +119,32 @@ fn servers_and_destinations_come_and_go() {
     });
 }
 
+/// Each alone, with each of its flags and with all of them, in both families.
 #[test]
-fn every_scheduler_is_accepted() {
-    with_ipvs("every_scheduler_is_accepted", |ipvs| {
+fn every_scheduler_is_accepted_with_its_flags() {
+    with_ipvs("every_scheduler_is_accepted_with_its_flags", |ipvs| {
         for scheduler in Scheduler::ALL {
-            let wanted = server(tcp("10.96.1.1:81"), scheduler);
-            let refused = ipvs.apply(&[Command::AddServer(wanted.clone())]).unwrap();
-            assert!(refused.is_empty(), "{scheduler:?}: {refused:?}");
-            assert_eq!(ipvs.servers().unwrap(), std::slice::from_ref(&wanted));
-            ipvs.apply(&[Command::DeleteServer(wanted.id)]).unwrap();
+            let flags = scheduler.flags();
+            let mut choices: Vec<&[&str]> = vec![&[]];
+            choices.extend(flags.chunks(1));
+            choices.extend((flags.len() > 1).then_some(flags));
+            for (flags, to) in choices
+                .iter()
+                .flat_map(|flags| ["10.96.1.1:81", "[fd00::1:1]:81"].map(|to| (flags, to)))
+            {
+                let mut wanted = server(tcp(to), scheduler);
+                for flag in *flags {
+                    assert!(wanted.options.add_flag(scheduler, flag));
+                }
+                let refused = ipvs.apply(&[Command::AddServer(wanted.clone())]).unwrap();
+                assert!(refused.is_empty(), "{scheduler:?} {flags:?}: {refused:?}");
+                assert_eq!(ipvs.servers().unwrap(), std::slice::from_ref(&wanted));
+                ipvs.apply(&[Command::DeleteServer(wanted.id)]).unwrap();
+            }
+            println!(
+                "COUNTED scheduler {} with flags {flags:?}",
+                scheduler.name()
+            );
         }
     });
 }

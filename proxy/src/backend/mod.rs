@@ -77,6 +77,12 @@ pub trait Backend: Send {
     /// Whether the kernel's objects are thought to be known.
     fn is_trusted(&self) -> bool;
 
+    /// The node's addresses may have changed. True when what is wanted follows from them and is
+    /// something else now: a sync is due.
+    fn see_addresses(&mut self) -> bool {
+        false
+    }
+
     /// Whether the kernel still has all that was written.
     ///
     /// # Errors

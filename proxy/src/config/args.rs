@@ -82,6 +82,10 @@ pub struct Args {
     /// Scheduler of mode ipvs; default: rr
     #[arg(long, value_name = "NAME")]
     pub ipvs_scheduler: Option<String>,
+    /// Its flags, as ipvsadm names them: sh-fallback, sh-port, mh-fallback, mh-port; default: mh-port
+    /// for mh
+    #[arg(long, value_name = "NAME,..", value_delimiter = ',')]
+    pub ipvs_scheduler_flags: Vec<String>,
     /// Networks whose virtual servers are somebody else's, in mode ipvs
     #[arg(long, value_name = "CIDR,..", value_delimiter = ',')]
     pub ipvs_exclude_cidrs: Vec<String>,
@@ -408,6 +412,8 @@ impl Args {
         set(&mut all.ipvs.sync_period, self.ipvs_sync_period);
         set(&mut all.ipvs.min_sync_period, self.ipvs_min_sync_period);
         set(&mut all.ipvs.scheduler, self.ipvs_scheduler.clone());
+        let flags = &self.ipvs_scheduler_flags;
+        all.ipvs.scheduler_flags.clone_from(flags);
         all.ipvs.exclude_cidrs.clone_from(&self.ipvs_exclude_cidrs);
         set(&mut all.ipvs.strict_arp, self.ipvs_strict_arp);
         set(&mut all.ipvs.tcp_timeout, self.ipvs_tcp_timeout);

@@ -269,6 +269,8 @@ pub struct Ipvs {
     pub min_sync_period: GoDuration,
     /// The kernel's scheduler; empty: `rr`.
     pub scheduler: String,
+    /// Ours: the scheduler's flags; empty: `mh-port` for `mh`, as kube-proxy has it.
+    pub scheduler_flags: Vec<String>,
     /// Virtual servers in these networks are somebody else's.
     #[serde(rename = "excludeCIDRs")]
     pub exclude_cidrs: Vec<String>,
@@ -289,6 +291,7 @@ impl Default for Ipvs {
             sync_period: SYNC_PERIOD,
             min_sync_period: GoDuration::default(),
             scheduler: String::new(),
+            scheduler_flags: Vec::new(),
             exclude_cidrs: Vec::new(),
             strict_arp: false,
             tcp_timeout: GoDuration::default(),

@@ -54,6 +54,51 @@ fn errors_name_the_flag() {
     check_error(&["--nonsense"], "--nonsense");
 }
 
+#[test]
+fn flags_of_schedulers() {
+    use linux::ipvs::Options;
+    let of = |flags: &[&str]| config(flags).unwrap().ipvs.of_servers();
+    let options = |fallback, hash_port| Options {
+        fallback,
+        hash_port,
+        ..Options::default()
+    };
+    assert_eq!(of(&[]), options(false, false));
+    assert_eq!(of(&["--ipvs-scheduler=sh"]), options(false, false));
+    assert_eq!(of(&["--ipvs-scheduler=mh"]), options(false, true));
+    for name in ["sh", "mh"] {
+        let with = |flags: &str| {
+            of(&[
+                &format!("--ipvs-scheduler={name}"),
+                &format!("--ipvs-scheduler-flags={flags}"),
+            ])
+        };
+        assert_eq!(with(&format!("{name}-fallback")), options(true, false));
+        assert_eq!(with(&format!("{name}-port")), options(false, true));
+        let both = format!("{name}-port,{name}-fallback");
+        assert_eq!(with(&both), options(true, true));
+    }
+    check_error(
+        &["--ipvs-scheduler=mh", "--ipvs-scheduler-flags=sh-port"],
+        "--ipvs-scheduler-flags: \"sh-port\" is none of mh-fallback, mh-port",
+    );
+    check_error(
+        &["--ipvs-scheduler-flags=mh-port"],
+        "--ipvs-scheduler-flags: \"mh-port\": scheduler rr has no flags",
+    );
+    check_error(
+        &["--ipvs-scheduler=xx"],
+        "is none of rr, wrr, lc, wlc, lblc",
+    );
+    let text = "ipvs: {scheduler: sh, schedulerFlags: [sh-fallback]}";
+    assert_eq!(
+        from_file(text, &[]).unwrap().ipvs.of_servers(),
+        options(true, false)
+    );
+    let wrong = from_file("ipvs: {schedulerFlags: [x]}", &[]).unwrap_err();
+    assert!(wrong.contains("ipvs.schedulerFlags"), "{wrong}");
+}
+
 fn from_file(text: &str, flags: &[&str]) -> Result<Config, String> {
     let flags = [&["proxy", "--config", "/f"], flags].concat();
     let args = Args::try_parse_from(flags).map_err(|e| e.to_string())?;

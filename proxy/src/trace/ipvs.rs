@@ -127,7 +127,7 @@ impl<'a> Tracer<'a> {
                 continue;
             }
             match rule.action {
-                Action::Return => return None,
+                Action::Return | Action::Accept => return None,
                 Action::Drop => return Some(Fate::Drop),
                 Action::Reject => return Some(Fate::Reject),
                 Action::SetBits(bits) => state.mark |= bits,
@@ -182,7 +182,8 @@ impl<'a> Tracer<'a> {
             | SetId::Refuse
             | SetId::DropAll
             | SetId::DropOutside
-            | SetId::Restricted => has(Element::Key(key)),
+            | SetId::Restricted
+            | SetId::HealthChecks => has(Element::Key(key)),
         }
     }
 }

@@ -12,8 +12,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The same in a guest, where everything takes longer.
 pub(super) fn patience() -> Duration {
-    let scale = std::env::var("SEAWAY_TIME_SCALE").ok();
-    PATIENCE * scale.and_then(|text| text.parse().ok()).unwrap_or(1)
+    linux::patience::scaled(PATIENCE)
 }
 
 /// Says `name` and the client's address, then repeats what it hears.

@@ -6,11 +6,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use linux::conntrack::Conntrack;
+pub(crate) use linux::patience::scaled;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::sockopt::SocketError;
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, getsockopt, socket,
+    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, connect, getsockopt,
+    socket,
 };
 use proxy::model::Protocol;
 
@@ -22,12 +24,6 @@ const DATAGRAMS: u32 = 5;
 
 /// How long silence is listened to after packets sent later have been answered.
 const SILENCE: Duration = Duration::from_millis(20);
-
-/// A wait on this machine, which may be many times slower than others (`SEAWAY_TIME_SCALE`).
-pub(crate) fn scaled(time: Duration) -> Duration {
-    let scale = std::env::var("SEAWAY_TIME_SCALE").ok();
-    time * scale.and_then(|text| text.parse().ok()).unwrap_or(1)
-}
 
 /// A question for cluster DNS (`x.`, type A); our own servers answer anything.
 const QUESTION: &[u8] = &[0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, b'x', 0, 0, 1, 0, 1];
@@ -66,9 +62,8 @@ impl Probe {
     /// Makes it, from the calling thread.
     pub(crate) fn run(self) -> Answer {
         let answer = match self.protocol {
-            Protocol::Tcp => self.tcp(),
+            Protocol::Tcp | Protocol::Sctp => self.stream(),
             Protocol::Udp => self.udp(),
-            Protocol::Sctp => return Answer::Failed("no SCTP sockets".to_owned()),
         };
         answer.unwrap_or_else(|e| match e.kind() {
             ErrorKind::ConnectionRefused => Answer::Refused,
@@ -80,14 +75,8 @@ impl Probe {
         })
     }
 
-    fn tcp(self) -> std::io::Result<Answer> {
-        let family = if self.to.is_ipv4() {
-            AddressFamily::Inet
-        } else {
-            AddressFamily::Inet6
-        };
-        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-        let fd = socket(family, SockType::Stream, flags, None)?;
+    fn stream(self) -> std::io::Result<Answer> {
+        let fd = stream_socket(self.to, self.protocol)?;
         bind(
             std::os::fd::AsRawFd::as_raw_fd(&fd),
             &SockaddrStorage::from(self.source),
@@ -172,6 +161,28 @@ impl Probe {
             }
         }
     }
+}
+
+/// A socket for a stream to or at `address`; one of SCTP behaves as one of TCP (RFC 6458, one-to-one
+/// style).
+pub(crate) fn stream_socket(address: SocketAddr, protocol: Protocol) -> nix::Result<OwnedFd> {
+    let family = if address.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    };
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let of = (protocol == Protocol::Sctp).then_some(SockProtocol::Sctp);
+    socket(family, SockType::Stream, flags, of)
+}
+
+/// Whether this kernel has sockets of SCTP. Those of the guests have.
+pub(crate) fn has_sctp() -> bool {
+    let here = SocketAddr::new(IpAddr::from([127, 0, 0, 1]), 0);
+    let made = stream_socket(here, Protocol::Sctp);
+    let in_guest = std::env::var_os("SEAWAY_VM").is_some();
+    assert!(made.is_ok() || !in_guest, "no SCTP in a guest: {made:?}");
+    made.is_ok()
 }
 
 fn parse(heard: &[u8]) -> Answer {

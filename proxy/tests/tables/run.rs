@@ -13,8 +13,9 @@ use serde_json::json;
 
 use super::group::{Endpoint, Job, args, endpoints_of, groups, is, marker, node};
 use super::lab::{FENCE, FENCE_PORT, Lab, STRANGERS, both, mapped};
-use super::probe::{Answer, Probe, is_tracked, scaled};
+use super::probe::{Answer, Probe, has_sctp, is_tracked, scaled};
 use super::serve::{Listen, Servers};
+use super::settle::wait_for_what_goes;
 use super::site::Site;
 use crate::cases::{Row, Setting};
 
@@ -24,10 +25,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Connections made in a row at least for each endpoint that can be chosen, and at most.
 const TRIES_MIN: usize = 6;
 const TRIES_MAX: usize = 60;
-
-/// How often, and after which rest, a row is asked again that is not as it should be, in mode ipvs.
-const LATE_MAX: u32 = 5;
-const LATE: Duration = Duration::from_millis(100);
 
 /// Source ports are used once in a run, so that no connection meets another's state.
 static PORT: AtomicU16 = AtomicU16::new(0);
@@ -137,25 +134,17 @@ impl Runner<'_> {
                 .iter()
                 .any(|o| o["spec"]["sessionAffinity"] == "ClientIP");
             for row in rows {
-                if row.protocol == Protocol::Sctp {
+                // Mode ebpf does not translate SCTP.
+                let can = || mode != Mode::Ebpf && has_sctp();
+                if row.protocol == Protocol::Sctp && !can() {
                     count.sctp += 1;
                     continue;
                 }
-                let mut ask = || {
-                    if sticky {
-                        self.sticky_row(row, *family)
-                    } else {
-                        self.row(row, setting)
-                    }
+                let got = if sticky {
+                    self.sticky_row(row, *family)
+                } else {
+                    self.row(row, setting)
                 };
-                let mut got = ask();
-                // Virtual servers come one after the other: the marker may be there before the rest.
-                let mut again = if mode == Mode::Ipvs { LATE_MAX } else { 0 };
-                while got != row.expect(mode) && again > 0 {
-                    again -= 1;
-                    std::thread::sleep(LATE);
-                    got = ask();
-                }
                 *count.rows.entry(*family).or_insert(0) += 1;
                 if got != row.expect(mode) {
                     count.fail(format!(
@@ -303,8 +292,11 @@ impl Runner<'_> {
             self.lab.start(self.args);
             self.started = true;
         }
-        for vip in vips {
-            self.wait_for(vip);
+        for vip in &vips {
+            self.wait_for(*vip);
+        }
+        if self.way.mode == Mode::Ipvs {
+            wait_for_what_goes(&self.lab.node, &vips);
         }
     }
 

@@ -10,18 +10,20 @@ use std::thread::JoinHandle;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::sockopt::ReuseAddr;
 use nix::sys::socket::{
-    AddressFamily, Shutdown, SockFlag, SockType, SockaddrStorage, bind as bind_to, setsockopt,
-    shutdown, socket,
+    AddressFamily, Backlog, Shutdown, SockFlag, SockType, SockaddrStorage, bind as bind_to, listen,
+    setsockopt, shutdown, socket,
 };
 use proxy::model::Protocol;
 
+use super::probe::{has_sctp, stream_socket};
 use super::site::Site;
 
 /// One place to listen.
 pub(crate) type Listen = (SocketAddr, Protocol);
 
 enum Socket {
-    Tcp(TcpListener),
+    /// Of TCP or SCTP.
+    Stream(TcpListener),
     Udp(UdpSocket),
 }
 
@@ -52,8 +54,8 @@ impl Servers {
             // Another test that starts a program at this moment has a copy of every socket in the
             // child, until that becomes the program: closing ours alone would leave them listening.
             for (_, socket) in &sockets {
-                if let Socket::Tcp(tcp) = socket {
-                    let _ended = shutdown(tcp.as_raw_fd(), Shutdown::Both);
+                if let Socket::Stream(listener) = socket {
+                    let _ended = shutdown(listener.as_raw_fd(), Shutdown::Both);
                 }
             }
         });
@@ -77,9 +79,10 @@ impl Drop for Servers {
 
 fn bind((address, protocol): Listen) -> Option<(SocketAddr, Socket)> {
     let bound = match protocol {
-        Protocol::Tcp => TcpListener::bind(address).map(Socket::Tcp),
+        Protocol::Tcp => TcpListener::bind(address).map(Socket::Stream),
         Protocol::Udp => bind_udp(address).map(Socket::Udp),
-        Protocol::Sctp => return None,
+        Protocol::Sctp if !has_sctp() => return None,
+        Protocol::Sctp => bind_sctp(address).map(Socket::Stream),
     };
     let socket = match bound {
         Ok(socket) => socket,
@@ -87,10 +90,17 @@ fn bind((address, protocol): Listen) -> Option<(SocketAddr, Socket)> {
         Err(e) => panic!("listen on {address}: {e}"),
     };
     match &socket {
-        Socket::Tcp(tcp) => tcp.set_nonblocking(true).unwrap(),
+        Socket::Stream(listener) => listener.set_nonblocking(true).unwrap(),
         Socket::Udp(udp) => udp.set_nonblocking(true).unwrap(),
     }
     Some((address, socket))
+}
+
+fn bind_sctp(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let fd = stream_socket(address, Protocol::Sctp)?;
+    bind_to(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
+    listen(&fd, Backlog::MAXCONN)?;
+    Ok(fd.into())
 }
 
 /// A socket that does not mind copies of an earlier one (see `start`).
@@ -111,7 +121,7 @@ fn serve(sockets: &[(SocketAddr, Socket)], woken: &UdpSocket) {
     let mut fds: Vec<PollFd<'_>> = sockets
         .iter()
         .map(|(_, socket)| match socket {
-            Socket::Tcp(tcp) => tcp.as_fd(),
+            Socket::Stream(listener) => listener.as_fd(),
             Socket::Udp(udp) => udp.as_fd(),
         })
         .chain([woken.as_fd()])
@@ -130,8 +140,8 @@ fn serve(sockets: &[(SocketAddr, Socket)], woken: &UdpSocket) {
 fn answer(address: SocketAddr, socket: &Socket) {
     let text = |peer: IpAddr| format!("{address} {}\n", peer.to_canonical());
     match socket {
-        Socket::Tcp(tcp) => {
-            while let Ok((mut stream, peer)) = tcp.accept() {
+        Socket::Stream(listener) => {
+            while let Ok((mut stream, peer)) = listener.accept() {
                 // The client may be gone already.
                 drop(stream.write_all(text(peer.ip()).as_bytes()));
             }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use api::cidr::Family;
 use linux::ipvs::{Command, Ipvs, Options, Protocol as Transport, Scheduler, Server, ServerId};
 use linux::link::LinkChange;
@@ -27,6 +27,12 @@ const SIZES: [usize; 2] = [100, 5000];
 const ENDPOINTS: usize = 10;
 /// Changes measured.
 const CHANGES: usize = 100;
+/// Numbers of destinations that are listed.
+const LISTED: [usize; 2] = [10_000, 100_000];
+/// Servers that they are spread over.
+const LISTED_SERVERS: u8 = 100;
+/// Lists measured.
+const LISTS: usize = 5;
 
 /// Measures in a namespace of its own.
 pub fn run() -> Result<Vec<Figure>> {
@@ -49,8 +55,51 @@ pub fn run() -> Result<Vec<Figure>> {
         for size in SIZES {
             figures.extend(measure(size, &floor)?);
         }
+        for size in LISTED {
+            figures.push(listing(size)?);
+        }
         Ok(figures)
     })?
+}
+
+/// Milliseconds for a list of `size` destinations, spread over servers.
+fn listing(size: usize) -> Result<Figure> {
+    let mut ipvs = Ipvs::open()?;
+    let mut ids = Vec::new();
+    for n in 0..LISTED_SERVERS {
+        let id = ServerId::Address {
+            protocol: Transport::Tcp,
+            ip: [192, 0, 2, n].into(),
+            port: 80,
+        };
+        let server = Server {
+            id,
+            scheduler: Some(Scheduler::Rr),
+            options: Options::default(),
+            persistence: None,
+        };
+        let mut commands = vec![Command::AddServer(server)];
+        for e in 0..size / usize::from(LISTED_SERVERS) {
+            let to = SocketAddr::new([10, 250, 0, n].into(), u16::try_from(e + 1)?);
+            commands.push(Command::AddDestination(id, to, 1));
+        }
+        ipvs.apply(&commands)?;
+        ids.push(id);
+    }
+    let mut samples = Vec::new();
+    for _ in 0..LISTS {
+        let start = Instant::now();
+        let mut found = 0;
+        for server in ipvs.servers()? {
+            found += ipvs.destinations(server.id)?.len();
+        }
+        samples.push(ms(start.elapsed()));
+        ensure!(found == size, "{found} destinations are listed, not {size}");
+    }
+    let all: Vec<Command> = ids.into_iter().map(Command::DeleteServer).collect();
+    ipvs.apply(&all)?;
+    let note = format!("all destinations of {LISTED_SERVERS} servers");
+    Ok(Figure::of("linux.ipvs.list_ms", "ms", &samples, note).size(size))
 }
 
 /// Milliseconds for one destination more, by one message and nothing else.

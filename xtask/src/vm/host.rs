@@ -15,7 +15,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use super::kernel::GuestKernel;
 use super::orders::{CODE, ERR, OUT, Orders};
 use super::{Lane, VmArgs};
-use crate::run::target_dir;
+use crate::run::{own_program, target_dir};
 
 /// Booting and halting, beside the command's own time.
 const BOOT_SECONDS: u64 = 60;
@@ -156,8 +156,7 @@ impl<'a> Guest<'a> {
 
     /// Arguments of the kernel: the first process is this program.
     fn append(&self, root: &str) -> Result<String> {
-        let me = std::env::current_exe()?;
-        let (me, dir) = (me.display(), self.dir.display());
+        let (me, dir) = (own_program()?, self.dir.display());
         Ok(format!(
             "{root} ro panic=-1 quiet init={me} -- vm-first {dir}"
         ))

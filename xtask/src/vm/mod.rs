@@ -15,6 +15,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 
+use crate::guests;
 pub(crate) use guest::{first_process, second_process};
 use host::boot;
 pub(crate) use kernel::{Missing, prepare};
@@ -79,8 +80,12 @@ pub(crate) struct VmArgs {
     /// A folder whose files the guest may change for good (all other changes vanish with it)
     #[arg(long, value_name = "DIR")]
     pub(crate) share: Option<PathBuf>,
+    /// A test program of the workspace, built first; what stands for the command are then its
+    /// arguments, such as the names of tests
+    #[arg(long, value_name = "NAME")]
+    pub(crate) test: Option<String>,
     /// The command
-    #[arg(last = true, required = true)]
+    #[arg(last = true, required_unless_present = "test")]
     pub(crate) command: Vec<String>,
 }
 
@@ -94,6 +99,7 @@ impl VmArgs {
             cpus: CPUS,
             segment: None,
             share: None,
+            test: None,
             command,
         }
     }
@@ -124,6 +130,13 @@ pub(crate) fn run(args: &VmArgs) -> Result<ExitCode> {
         bail!("--segment: the lane uml has no network cards");
     }
     let kernel = prepare(args.lane)?;
-    let code = boot(&kernel, args)?;
+    let mut args = args.clone();
+    if let Some(test) = &args.test {
+        let program = guests::build_one(test)?.display().to_string();
+        let show = ["--show-output", "--test-threads", "1"].map(str::to_owned);
+        let own = std::mem::take(&mut args.command);
+        args.command = [vec![program], show.into(), own].concat();
+    }
+    let code = boot(&kernel, &args)?;
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
 }

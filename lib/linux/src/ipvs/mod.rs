@@ -173,6 +173,25 @@ impl Scheduler {
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|each| each.name() == name)
     }
+
+    /// The flags that it takes, as `ipvsadm --sched-flags` names them.
+    pub fn flags(self) -> &'static [&'static str] {
+        match self {
+            Self::Sh => &["sh-fallback", "sh-port"],
+            Self::Mh => &["mh-fallback", "mh-port"],
+            Self::Rr
+            | Self::Wrr
+            | Self::Lc
+            | Self::Wlc
+            | Self::Lblc
+            | Self::Lblcr
+            | Self::Dh
+            | Self::Sed
+            | Self::Nq
+            | Self::Fo
+            | Self::Ovf => &[],
+        }
+    }
 }
 
 /// Options of a virtual server (`IP_VS_SVC_F_*`).
@@ -184,6 +203,21 @@ pub struct Options {
     pub fallback: bool,
     /// `sh`, `mh`: the source's port is part of the hash (`SCHED2`).
     pub hash_port: bool,
+}
+
+impl Options {
+    /// Adds the flag of `scheduler` that `ipvsadm --sched-flags` calls `name`; false when it has no
+    /// such flag.
+    #[must_use]
+    pub fn add_flag(&mut self, scheduler: Scheduler, name: &str) -> bool {
+        let known = scheduler.flags().contains(&name);
+        if known && name.ends_with("-fallback") {
+            self.fallback = true;
+        } else if known {
+            self.hash_port = true;
+        }
+        known
+    }
 }
 
 /// A virtual server.

@@ -78,6 +78,15 @@ fn servers_are_written_as_the_tool_writes_them() {
     let mut changed = sticky.clone();
     changed.scheduler = Some(Scheduler::Wlc);
     changed.persistence = Some(300);
+    let flagged = |to: &str, scheduler: Scheduler, flags: &[&str]| {
+        let mut server = rr(tcp(to));
+        server.scheduler = Some(scheduler);
+        for flag in flags {
+            assert!(server.options.add_flag(scheduler, flag));
+        }
+        server
+    };
+    let (sh, mh) = (Scheduler::Sh, Scheduler::Mh);
     let mark = |ipv6| ServerId::Mark { ipv6, mark: MARK };
     let cases = [
         (
@@ -104,6 +113,26 @@ fn servers_are_written_as_the_tool_writes_them() {
         (
             "-E -t 10.96.0.2:443 -s wlc -p 300",
             Command::SetServer(changed),
+        ),
+        (
+            "-A -t 10.96.0.3:80 -s sh -b sh-fallback,sh-port",
+            Command::AddServer(flagged("10.96.0.3:80", sh, &["sh-fallback", "sh-port"])),
+        ),
+        (
+            "-A -t 10.96.0.4:80 -s mh -b mh-fallback",
+            Command::AddServer(flagged("10.96.0.4:80", mh, &["mh-fallback"])),
+        ),
+        (
+            "-E -t 10.96.0.4:80 -s sh -b sh-port",
+            Command::SetServer(flagged("10.96.0.4:80", sh, &["sh-port"])),
+        ),
+        (
+            "-A -t [fd00::5]:80 -s fo",
+            Command::AddServer(flagged("[fd00::5]:80", Scheduler::Fo, &[])),
+        ),
+        (
+            "-A -t 10.96.0.6:80 -s ovf",
+            Command::AddServer(flagged("10.96.0.6:80", Scheduler::Ovf, &[])),
         ),
     ];
     for (tool, command) in cases {
@@ -219,6 +248,26 @@ fn answers_are_read() {
         "mark 0x5eef0001 IPv4 rr",
     ];
     assert_eq!(ids, expect);
+    let flags: Vec<(String, Option<Scheduler>, Options)> = recorded("ipvsadm -L -n", "<")
+        .iter()
+        .filter_map(|(_, bytes)| server(bytes))
+        .map(|server| (server.id.to_string(), server.scheduler, server.options))
+        .collect();
+    let options = |fallback, hash_port| Options {
+        fallback,
+        hash_port,
+        ..Options::default()
+    };
+    let expect = [
+        ("tcp 10.96.0.6:80", Scheduler::Ovf, options(false, false)),
+        ("tcp 10.96.0.4:80", Scheduler::Sh, options(false, true)),
+        ("tcp [fd00::5]:80", Scheduler::Fo, options(false, false)),
+        ("tcp 10.96.0.3:80", Scheduler::Sh, options(true, true)),
+    ];
+    assert_eq!(
+        flags,
+        expect.map(|(id, scheduler, options)| (id.to_owned(), Some(scheduler), options))
+    );
     let found: Vec<(String, u32)> = heard
         .iter()
         .filter_map(|(_, bytes)| destination(bytes, false))

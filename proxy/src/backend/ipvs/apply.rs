@@ -12,7 +12,7 @@ use super::diff::{self, Change, Known, KnownServer};
 use super::kernel::Machine;
 use super::plan::Context;
 use super::sets::{Entry, Key, SetId};
-use super::{Options, rules};
+use super::{DEVICE, Options, rules};
 use crate::backend::{Backend, Report, Settings};
 use crate::conntrack::Frontends;
 use crate::model::{Decisions, Protocol};
@@ -234,6 +234,45 @@ impl<M: Machine> Plane<M> {
         Ok(drained)
     }
 
+    /// What in the kernel is not as it was left, if anything.
+    fn lost(&mut self) -> Result<Option<String>> {
+        let Some(known) = &self.known else {
+            return Ok(Some("everything".to_owned()));
+        };
+        let addresses = self.machine.addresses()?;
+        if let Some(ip) = known.binds.difference(&addresses.device).next() {
+            return Ok(Some(format!("address {ip} of {DEVICE}")));
+        }
+        let settings = self.desired.context().settings.clone();
+        let Some(entries) = self.machine.filter().installed(&settings)? else {
+            return Ok(Some("rules".to_owned()));
+        };
+        if let Some((set, _)) = known.entries.symmetric_difference(&entries).next() {
+            return Ok(Some(format!("set {}", set.name())));
+        }
+        let found: BTreeMap<ServerId, Server> = self
+            .machine
+            .servers()?
+            .into_iter()
+            .map(|server| (server.id, server))
+            .collect();
+        for (id, server) in &known.servers {
+            if found.get(id) != Some(&server.server) {
+                return Ok(Some(format!("virtual server {id}")));
+            }
+            let weights: BTreeMap<SocketAddr, u32> = self
+                .machine
+                .destinations(*id)?
+                .iter()
+                .map(|to| (to.address, to.weight))
+                .collect();
+            if weights != server.destinations {
+                return Ok(Some(format!("destinations of {id}")));
+            }
+        }
+        Ok(None)
+    }
+
     fn clean_up(&mut self) -> Result<()> {
         let addresses = self.machine.addresses()?;
         let entries = self.machine.filter().entries()?;
@@ -335,41 +374,25 @@ impl<M: Machine> Backend for Plane<M> {
         self.known.is_some()
     }
 
+    fn see_addresses(&mut self) -> bool {
+        match self.machine.addresses() {
+            Ok(addresses) if addresses.node == self.desired.context().node_ips => return false,
+            Ok(addresses) => self.desired.set_node_ips(addresses.node),
+            Err(error) => {
+                tracing::warn!("list the node's addresses: {error}");
+                self.distrust();
+            }
+        }
+        self.poll_at = Some(Instant::now());
+        true
+    }
+
     fn is_intact(&mut self) -> Result<bool> {
-        let Some(known) = &self.known else {
-            return Ok(false);
+        let Some(lost) = self.lost()? else {
+            return Ok(true);
         };
-        let addresses = self.machine.addresses()?;
-        if addresses.node != self.desired.context().node_ips
-            || !known.binds.is_subset(&addresses.device)
-        {
-            return Ok(false);
-        }
-        let settings = self.desired.context().settings.clone();
-        if self.machine.filter().installed(&settings)?.as_ref() != Some(&known.entries) {
-            return Ok(false);
-        }
-        let found: BTreeMap<ServerId, Server> = self
-            .machine
-            .servers()?
-            .into_iter()
-            .map(|server| (server.id, server))
-            .collect();
-        for (id, server) in &known.servers {
-            if found.get(id) != Some(&server.server) {
-                return Ok(false);
-            }
-            let weights: BTreeMap<SocketAddr, u32> = self
-                .machine
-                .destinations(*id)?
-                .iter()
-                .map(|to| (to.address, to.weight))
-                .collect();
-            if weights != server.destinations {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        tracing::info!("not as it was left: {lost}");
+        Ok(false)
     }
 
     fn cleanup(&mut self) -> Result<()> {

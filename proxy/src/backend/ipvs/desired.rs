@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::plan::{Context, Frontend, PortPlan, Virtual, needs_mark, plan_port};
 use super::rules;
-use super::sets::{Element, Entry, SetId};
+use super::sets::Entry;
 use crate::model::{Decision, Decisions, PortName};
 
 /// What may differ from the kernel since it was last asked for.
@@ -106,11 +106,11 @@ impl Desired {
             .iter()
             .map(|id| self.winner_with(*id, name, &old).cloned())
             .collect();
-        for ip in old.hairpin.difference(&new.hairpin) {
-            self.count_entry((SetId::Hairpin, Element::Ip(*ip)), false);
+        for entry in old.entries.difference(&new.entries) {
+            self.count_entry(*entry, false);
         }
-        for ip in new.hairpin.difference(&old.hairpin) {
-            self.count_entry((SetId::Hairpin, Element::Ip(*ip)), true);
+        for entry in new.entries.difference(&old.entries) {
+            self.count_entry(*entry, true);
         }
         for id in &changed {
             let claims = self.claims.entry(*id).or_default();

@@ -129,11 +129,7 @@ impl Machine for Real {
             Err(e) if e.is_exists() => {}
             Err(e) => return Err(e),
         }
-        let release = self.kernel.sysctl("kernel/osrelease")?;
-        let kernel = sysctls::version(&release);
-        for (key, value) in sysctls::wanted(self.family, options, kernel) {
-            self.kernel.ensure_sysctl(key, value)?;
-        }
+        sysctls::ensure(&mut self.kernel, self.family, options)?;
         if options.timeouts != Timeouts::default() {
             self.ipvs.set_timeouts(&options.timeouts)?;
         }

@@ -27,7 +27,7 @@ pub use open::{is_there, open};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use linux::ipvs::{Scheduler, Timeouts};
+use linux::ipvs::{Options as ServerOptions, Scheduler, Timeouts};
 
 /// The dummy device that holds the services' addresses, named as kube-proxy names it.
 pub const DEVICE: &str = "kube-ipvs0";
@@ -37,6 +37,8 @@ pub const DEVICE: &str = "kube-ipvs0";
 pub struct Options {
     /// How an endpoint is chosen.
     pub scheduler: Scheduler,
+    /// The scheduler's flags; `None`: as kube-proxy sets them.
+    pub flags: Option<ServerOptions>,
     /// The node answers ARP for addresses only on the device that has them.
     pub strict_arp: bool,
     /// Virtual servers with addresses in here are never touched.
@@ -46,6 +48,15 @@ pub struct Options {
 }
 
 impl Options {
+    /// The options of every virtual server.
+    pub fn of_servers(&self) -> ServerOptions {
+        self.flags.unwrap_or(ServerOptions {
+            // Clients behind one address are spread by their ports.
+            hash_port: self.scheduler == Scheduler::Mh,
+            ..ServerOptions::default()
+        })
+    }
+
     /// Whether a virtual server at `ip` is somebody else's.
     pub fn excludes(&self, ip: IpAddr) -> bool {
         api::cidr::any_contains(&self.exclude, ip)

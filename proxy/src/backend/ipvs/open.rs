@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use api::cidr::Family;
-use linux::ipvs::{Command, Ipvs, Options as ServerOptions, Protocol, Server, ServerId};
+use linux::ipvs::{Command, Ipvs, Protocol, Server, ServerId};
 use linux::{Host, Kernel};
 
 use super::apply::Plane;
@@ -64,7 +64,7 @@ fn probe_scheduler(ipvs: &mut Ipvs, options: &Options) -> Result<()> {
     let server = Server {
         id: PROBE,
         scheduler: Some(options.scheduler),
-        options: ServerOptions::default(),
+        options: options.of_servers(),
         persistence: None,
     };
     let refused = ipvs.apply(&[Command::AddServer(server)])?;

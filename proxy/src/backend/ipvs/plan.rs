@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
-use linux::ipvs::{self, Scheduler, ServerId};
+use linux::ipvs::{self, ServerId};
 
 use super::Options;
 use super::sets::{Element, Entry, Key, SetId};
@@ -64,8 +64,9 @@ pub struct Frontend {
 pub struct PortPlan {
     /// Virtual servers.
     pub frontends: BTreeMap<ServerId, Arc<Frontend>>,
-    /// Endpoints that may reach themselves.
-    pub hairpin: BTreeSet<IpAddr>,
+    /// Entries that belong to none of these: endpoints that may reach themselves, and where health
+    /// checks are answered.
+    pub entries: BTreeSet<Entry>,
 }
 
 /// Whether pods and the node go to other endpoints than everybody else through external addresses:
@@ -140,7 +141,15 @@ impl Planner<'_> {
         }
         if !self.plan.frontends.is_empty() {
             let here = decision.targets.iter().filter(|target| target.local);
-            self.plan.hairpin = here.map(|target| target.ip).collect();
+            let hairpin = here.map(|target| (SetId::Hairpin, Element::Ip(target.ip)));
+            self.plan.entries = hairpin.collect();
+        }
+        if let Some(port) = decision.health_check_node_port {
+            let protocol = Protocol::Tcp;
+            let at = self.context.node_port_ips();
+            let keys = at.map(|ip| Key { ip, protocol, port });
+            let checks = keys.map(|key| (SetId::HealthChecks, Element::Key(key)));
+            self.plan.entries.extend(checks);
         }
     }
 
@@ -152,17 +161,12 @@ impl Planner<'_> {
                 .map(|target| SocketAddr::new(target.ip, target.port))
                 .collect()
         });
-        let scheduler = self.context.options.scheduler;
-        let options = ipvs::Options {
-            // As kube-proxy: clients behind one address are spread by their ports.
-            hash_port: scheduler == Scheduler::Mh,
-            ..ipvs::Options::default()
-        };
+        let options = &self.context.options;
         Virtual {
             server: ipvs::Server {
                 id,
-                scheduler: Some(scheduler),
-                options,
+                scheduler: Some(options.scheduler),
+                options: options.of_servers(),
                 persistence: decision.affinity_seconds,
             },
             protocol: decision.name.protocol,

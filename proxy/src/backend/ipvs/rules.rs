@@ -74,6 +74,8 @@ pub enum Match {
 pub enum Action {
     /// Nothing more at this hook.
     Return,
+    /// Let in: in iptables also past the rules of others that come later.
+    Accept,
     /// Dropped.
     Drop,
     /// Refused.
@@ -138,6 +140,7 @@ pub fn rules(hook: Hook, settings: &Settings) -> Vec<Rule> {
         Hook::Prerouting => arriving(settings),
         Hook::Output => sent(settings),
         Hook::Refuse => vec![
+            rule([within(SetId::HealthChecks)], Action::Accept),
             rule([within(SetId::Refuse), Match::New], Action::Reject),
             // The address is the node's since it lies on the dummy device; what listens on the node
             // must not be reached through it.

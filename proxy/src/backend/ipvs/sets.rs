@@ -80,11 +80,13 @@ pub enum SetId {
     Allowed,
     /// Endpoints on this node, which may reach themselves: source and destination.
     Hairpin,
+    /// Where this process answers health checks of services.
+    HealthChecks,
 }
 
 impl SetId {
     /// All, in order.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Addresses,
         Self::Frontends,
         Self::Inside,
@@ -96,6 +98,7 @@ impl SetId {
         Self::Restricted,
         Self::Allowed,
         Self::Hairpin,
+        Self::HealthChecks,
     ];
 
     /// Whether what is in it is kept out.
@@ -108,7 +111,8 @@ impl SetId {
             | Self::MasqueradeAll
             | Self::MasqueradeStrangers
             | Self::Allowed
-            | Self::Hairpin => false,
+            | Self::Hairpin
+            | Self::HealthChecks => false,
         }
     }
 
@@ -126,6 +130,7 @@ impl SetId {
             Self::Restricted => "restricted",
             Self::Allowed => "allowed",
             Self::Hairpin => "hairpin",
+            Self::HealthChecks => "health-checks",
         }
     }
 

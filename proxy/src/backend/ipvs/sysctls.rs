@@ -1,6 +1,7 @@
 //! Kernel settings that this mode needs, by kernel.
 
 use api::cidr::Family;
+use linux::{Host, Result};
 
 use super::Options;
 
@@ -47,8 +48,22 @@ pub fn wanted(
     all
 }
 
+/// Makes the settings of one family that are not as they should be.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn ensure(host: &mut impl Host, family: Family, options: &Options) -> Result<()> {
+    let release = host.sysctl("kernel/osrelease")?;
+    for (key, value) in wanted(family, options, version(&release)) {
+        host.ensure_sysctl(key, value)?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
+    use linux::fake::{FakeHost, FakeKernel};
+
     use super::*;
 
     #[test]
@@ -80,5 +95,80 @@ mod tests {
         let all = wanted(Family::V4, &strict, None);
         assert!(all.contains(&("net/ipv4/conf/all/arp_ignore", "1")));
         assert!(all.contains(&("net/ipv4/conf/all/arp_announce", "2")));
+    }
+
+    /// A kernel of `release` as it is before anybody has set anything.
+    fn kernel(release: &str) -> FakeHost {
+        let host = FakeKernel::new().add_netns();
+        host.preset_sysctl("kernel/osrelease", release);
+        for key in [
+            "conntrack",
+            "expire_nodest_conn",
+            "expire_quiescent_template",
+        ] {
+            host.preset_sysctl(&format!("net/ipv4/vs/{key}"), "0");
+        }
+        // Not there before 4.1.
+        if version(release) >= Some((4, 1)) {
+            host.preset_sysctl("net/ipv4/vs/conn_reuse_mode", "1");
+        }
+        host
+    }
+
+    #[test]
+    fn in_the_kernel() {
+        let strict = Options {
+            strict_arp: true,
+            ..Options::default()
+        };
+        for (release, reuse) in [
+            ("3.10.0-1160.el7", None),
+            ("4.19.0-27-amd64", Some("0")),
+            ("5.8.18", Some("0")),
+            ("5.9.0", Some("1")),
+            ("6.12.95+deb12-cloud-amd64", Some("1")),
+        ] {
+            for (options, arp) in [
+                (Options::default(), ["0", "0"]),
+                (strict.clone(), ["1", "2"]),
+            ] {
+                let mut host = kernel(release);
+                for family in Family::BOTH {
+                    ensure(&mut host, family, &options).unwrap();
+                    // Again: nothing is left to do.
+                    ensure(&mut host, family, &options).unwrap();
+                }
+                let mut read = |key: &str| host.sysctl(&format!("net/{key}")).ok();
+                for key in [
+                    "conntrack",
+                    "expire_nodest_conn",
+                    "expire_quiescent_template",
+                ] {
+                    assert_eq!(
+                        read(&format!("ipv4/vs/{key}")).as_deref(),
+                        Some("1"),
+                        "{key}"
+                    );
+                }
+                let found = read("ipv4/vs/conn_reuse_mode");
+                assert_eq!(found.as_deref(), reuse, "{release}");
+                let found = ["arp_ignore", "arp_announce"]
+                    .map(|key| read(&format!("ipv4/conf/all/{key}")).unwrap());
+                assert_eq!(found, arp);
+                assert_eq!(read("ipv4/ip_forward").as_deref(), Some("1"));
+                assert_eq!(read("ipv6/conf/all/forwarding").as_deref(), Some("1"));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let mut host = FakeKernel::new().add_netns();
+        host.preset_sysctl("kernel/osrelease", "6.1.0");
+        let error = ensure(&mut host, Family::V4, &Options::default()).unwrap_err();
+        assert!(
+            error.to_string().contains("net/ipv4/vs/conntrack"),
+            "{error}"
+        );
     }
 }

@@ -46,6 +46,7 @@ fn every_key_and_its_default() {
           syncPeriod: 30s
           minSyncPeriod: 0s
           scheduler: ""
+          schedulerFlags: []
           excludeCIDRs: []
           strictARP: false
           tcpTimeout: 0s

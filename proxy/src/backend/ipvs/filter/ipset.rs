@@ -139,7 +139,8 @@ fn kind(set: SetId) -> Kind {
         | SetId::Refuse
         | SetId::DropAll
         | SetId::DropOutside
-        | SetId::Restricted => Kind::IpPort,
+        | SetId::Restricted
+        | SetId::HealthChecks => Kind::IpPort,
     }
 }
 
@@ -227,6 +228,7 @@ fn lines(chain: &str, rule: &Rule, settings: &Settings) -> Vec<String> {
     let with = |target: &str| vec![format!("{text} -j {target}")];
     match rule.action {
         Action::Return => with("RETURN"),
+        Action::Accept => with("ACCEPT"),
         Action::Drop => with("DROP"),
         Action::SetBits(bits) => with(&format!("MARK --set-xmark {bits:#x}/{bits:#x}")),
         Action::KeepBits(bits) => with(&format!("MARK --set-xmark 0x0/{:#x}", !bits)),

@@ -198,7 +198,8 @@ fn set_of(set: SetId, family: Family) -> Set {
         | SetId::Refuse
         | SetId::DropAll
         | SetId::DropOutside
-        | SetId::Restricted => Set::new(set.name(), key),
+        | SetId::Restricted
+        | SetId::HealthChecks => Set::new(set.name(), key),
     }
 }
 
@@ -399,6 +400,7 @@ fn load(set: SetId, v6: bool, out: &mut Vec<Expr>) {
         | SetId::DropAll
         | SetId::DropOutside
         | SetId::Restricted
+        | SetId::HealthChecks
         | SetId::Allowed => {
             out.push(Expr::destination(v6, R0));
             out.push(Expr::Meta {
@@ -507,6 +509,7 @@ fn write_action(
     };
     match action {
         Action::Return => out.push(Expr::Verdict(Verdict::Return)),
+        Action::Accept => out.push(Expr::Verdict(Verdict::Accept)),
         Action::Drop => out.push(Expr::Verdict(Verdict::Drop)),
         Action::Reject => out.push(Expr::Reject(match (protocol, v6) {
             (Some(Protocol::Tcp), _) => Reject::TcpReset,
