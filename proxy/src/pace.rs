@@ -25,8 +25,8 @@ const RETRY_LAST: Duration = Duration::from_secs(10);
 /// others that share the kernel's rules with us get their turn.
 const REST_MAX: Duration = Duration::from_secs(1);
 
-/// After a verification the next one waits this many times as long as it took, however often
-/// others delete rules of theirs: it lists all rules.
+/// After a verification that lists all rules the next one waits this many times as long as it took,
+/// however often others delete rules of theirs. One that looks at nothing takes no time.
 const VERIFY_REST: u32 = 10;
 
 /// After this time everything is written anew, whatever is known of the kernel's rules.
@@ -136,7 +136,11 @@ impl Pacer {
     /// A verification took from `began` to `ended`.
     pub fn verified(&mut self, began: Instant, ended: Instant) {
         self.verify_at = ended + self.pace.sync_period;
-        self.verify_rest_until = ended + (ended - began) * VERIFY_REST;
+        let rest = match ended - began {
+            short if short < WAIT_MIN => Duration::ZERO,
+            long => long * VERIFY_REST,
+        };
+        self.verify_rest_until = ended + rest;
     }
 
     /// Everything is going to be written anew.

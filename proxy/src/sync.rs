@@ -172,8 +172,8 @@ impl Engine {
                 Due::Nothing => {}
                 Due::Verify => {
                     self.verify();
-                    self.measure_pressure();
                     self.pacer.verified(now, Instant::now());
+                    self.measure_pressure();
                 }
                 Due::Full => {
                     self.pacer.full(now);

@@ -225,3 +225,14 @@ fn nothing_is_synced_before_it_may_be() {
     world.ready = true;
     world.check(ms(5000), &["5000 sync"]);
 }
+
+#[test]
+fn a_verification_that_looks_at_nothing_is_followed_by_no_rest() {
+    let mut world = World::new(ms(0));
+    world.verify = Duration::from_micros(900);
+    world.until(ms(100));
+    world.pacer.suspect(world.now);
+    world.check(ms(200), &["102 verify"]);
+    world.pacer.suspect(world.now);
+    world.check(ms(300), &["202 verify"]);
+}

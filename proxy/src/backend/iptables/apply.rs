@@ -127,6 +127,9 @@ impl<R: Rules> Plane<R> {
     ) {
         for (name, decision) in ports {
             self.desired.set(name, decision);
+            if self.seen.is_none() {
+                self.desired.forget_touched();
+            }
         }
     }
 
@@ -151,7 +154,7 @@ impl<R: Rules> Plane<R> {
                 let counted = *self.counted.get_or_insert_with(|| rules.ensure_counters());
                 self.desired.set_counted(counted);
                 let seen = self.observe()?;
-                self.desired.take_touched();
+                self.desired.forget_touched();
                 (diff::full(&self.desired, &seen), seen, true)
             }
         };

@@ -46,6 +46,7 @@ impl Desired {
         let mut desired = Self::new(settings);
         for decision in decisions.values() {
             desired.set(&decision.name, Some(decision));
+            desired.forget_touched();
         }
         desired
     }
@@ -116,6 +117,13 @@ impl Desired {
         nodes.append(&mut dispatch.affected(key));
         self.touched_nodes
             .extend(nodes.into_iter().map(|node| (tree, node)));
+    }
+
+    /// Forgets what changed. Where all of it is going to be compared, it is called for each port: the
+    /// rules of all chains take more memory than anything else.
+    pub fn forget_touched(&mut self) {
+        self.touched.clear();
+        self.touched_nodes.clear();
     }
 
     /// The chains that may have changed since the last call, with what they hold; `None` for those

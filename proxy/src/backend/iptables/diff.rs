@@ -144,7 +144,11 @@ pub fn cleanup(seen: &Seen) -> Change {
 pub fn applied(seen: &mut Seen, change: &Change) {
     for (chain, rules) in &change.write {
         let known = Known::written(rules);
-        let before = seen.chains.insert(chain.clone(), known);
+        let before = match seen.chains.get_mut(chain) {
+            Some(before) => Some(std::mem::replace(before, known)),
+            // A name of its own: those of the change lie among its rules, and would keep that memory.
+            None => seen.chains.insert(chain.copied(), known),
+        };
         count(seen, chain.table, before, Some(known));
     }
     for chain in &change.delete {

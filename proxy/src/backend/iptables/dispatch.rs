@@ -140,7 +140,8 @@ pub struct Dispatch {
     shape: Shape,
     root: ChainName,
     prefix: &'static str,
-    rules: BTreeMap<Key, BTreeMap<PortName, Rule>>,
+    /// By name of the service port, hardly ever more than one of a key.
+    rules: BTreeMap<Key, Vec<(PortName, Rule)>>,
 }
 
 const ROOT: Node = Node {
@@ -161,13 +162,20 @@ impl Dispatch {
 
     /// Adds the rules of one service port for `key`, or replaces them.
     pub fn insert(&mut self, key: Key, port: PortName, rule: Rule) {
-        self.rules.entry(key).or_default().insert(port, rule);
+        let rules = self.rules.entry(key).or_default();
+        match rules.binary_search_by(|(known, _)| known.cmp(&port)) {
+            Ok(at) => rules[at].1 = rule,
+            Err(at) => {
+                rules.reserve_exact(1);
+                rules.insert(at, (port, rule));
+            }
+        }
     }
 
     /// Removes the rule of one service port for `key`.
     pub fn remove(&mut self, key: Key, port: &PortName) {
         if let Some(rules) = self.rules.get_mut(&key) {
-            rules.remove(port);
+            rules.retain(|(known, _)| known != port);
             if rules.is_empty() {
                 self.rules.remove(&key);
             }
@@ -176,7 +184,8 @@ impl Dispatch {
 
     /// The rule of a service port for `key`.
     pub fn get(&self, key: Key, port: &PortName) -> Option<&Rule> {
-        self.rules.get(&key)?.get(port)
+        let mut all = self.rules.get(&key)?.iter();
+        all.find_map(|(known, rule)| (known == port).then_some(rule))
     }
 
     /// The nodes whose chains can change when `key` does: those on the way to it, and all below a
@@ -262,7 +271,7 @@ impl Dispatch {
     fn within(&self, (first, last): (Key, Key)) -> impl Iterator<Item = &Rule> {
         self.rules
             .range(first..=last)
-            .flat_map(|(_, rules)| rules.values())
+            .flat_map(|(_, rules)| rules.iter().map(|(_, rule)| rule))
     }
 
     fn under(&self, node: Node) -> impl Iterator<Item = &Rule> {

@@ -75,6 +75,11 @@ impl ChainRef {
         }
     }
 
+    /// The same, sharing no memory.
+    pub fn copied(&self) -> Self {
+        Self::new(self.table, self.name.as_str())
+    }
+
     /// In the nat table.
     pub fn nat(name: ChainName) -> Self {
         Self {
