@@ -12,12 +12,16 @@ use futures::{Stream, StreamExt};
 use tokio::sync::mpsc::Sender;
 
 use crate::manifests::{Manifests, ManifestsError};
+use crate::model::service::{ANNOTATION_BALANCING, ANNOTATION_TABLE_SIZE};
 use crate::store::{Input, LABEL_HEADLESS, LABEL_OTHER_PROXY};
 use crate::sync::Message;
 
-/// Annotations are read by nobody here, and `kubectl apply` keeps a whole copy of the object there.
+/// Other annotations than ours are read by nobody here, and `kubectl apply` keeps a whole copy of the
+/// object there.
 fn slim(mut service: Service) -> Service {
-    service.metadata.annotations.clear();
+    let ours = [ANNOTATION_BALANCING, ANNOTATION_TABLE_SIZE];
+    let annotations = &mut service.metadata.annotations;
+    annotations.retain(|name, _| ours.contains(&name.as_str()));
     service
 }
 

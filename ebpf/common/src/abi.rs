@@ -3,7 +3,7 @@
 //! value; [`VERSION`] changes with any of them.
 
 /// Version of everything in here; part of the path under which maps are pinned.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// An address of either family; IPv4 as `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2).
 pub type Addr = [u8; 16];
@@ -213,7 +213,7 @@ pub const SET_LOCAL: u32 = 1;
 /// Endpoints that flows may stay with (members only).
 pub const SET_SERVING: u32 = 2;
 
-plain!(28,
+plain!(40,
     /// Value of the map of services; the key is a number.
     Service {
         /// Endpoints in either set.
@@ -230,6 +230,10 @@ plain!(28,
         pad: [u8; 2],
         /// Address family: 4 or 6.
         family: u32,
+        /// Places in a table of consistent hashing; 0: it has none.
+        table_size: u32,
+        /// Which table holds for either set; 0: none.
+        tables: [u32; 2],
     }
 );
 
@@ -244,6 +248,38 @@ plain!(12,
         index: u32,
     }
 );
+
+plain!(16,
+    /// Key of the map of tables: a part of a table of consistent hashing.
+    TableKey {
+        /// Service.
+        service: u32,
+        /// `SET_*`.
+        set: u32,
+        /// Which table: one of [`Service::tables`] is in use, another may be being written.
+        generation: u32,
+        /// The part: a place's number divided by [`PLACES`].
+        part: u32,
+    }
+);
+
+/// Places in a part of a table.
+pub const PLACES: u32 = 256;
+
+/// Value of the map of tables: indices of slots.
+#[repr(transparent)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Places(pub [u16; PLACES as usize]);
+
+impl Default for Places {
+    fn default() -> Self {
+        Self([0; PLACES as usize])
+    }
+}
+
+#[expect(unsafe_code, reason = "integers, without padding")]
+// SAFETY: an array of integers.
+unsafe impl Plain for Places {}
 
 plain!(28,
     /// Key of the map of members: whether an endpoint is in a set.

@@ -15,8 +15,9 @@ use crate::abi::{
     Flow, FlowKey, MemberKey, Port, SET_SERVING, STATE_ANSWERED, STATE_FIN_CLIENT,
     STATE_FIN_SERVER, STATE_RESET, TCP, UDP, event, halves, is_v4, same,
 };
+use crate::maglev::client;
 use crate::packet::{ACK, FIN, RST, SYN};
-use crate::resolve::{Outcome, Query, Services, Source, choose, find, pick, scale, within};
+use crate::resolve::{Choice, Chosen, Query, Services, Source, choose, find, pick, scale, within};
 
 /// Ports for masquerading: below those that the kernel gives to the node's own sockets (from 32768
 /// on) and below node ports (from 30000 on).
@@ -229,18 +230,24 @@ fn begin<M: Services + Flows>(maps: &M, work: &mut Work) -> Action {
         port: work.key.dst.port,
         protocol: if work.is_udp() { UDP } else { TCP },
         source: Source::Outside,
+        client: 0,
     };
     let Some(found) = find(maps, &query) else {
         return Action::Pass;
     };
+    if found.service.table_size > 0 {
+        // Where a client is to stay with its endpoint, every node sends it to the same one.
+        let with_port = found.service.affinity_seconds == 0;
+        query.client = client(&work.key.src, work.key.protocol, with_port);
+    }
     if work.from_pods || is_pod(maps, &work.key.src.addr) {
         query.source = Source::Pod;
     }
     let mut new = true;
-    match choose(maps, &found, &query, Some(&work.key.src.addr)) {
-        Outcome::NoMatch => return Action::Pass,
-        Outcome::Drop { reason } => return Action::Drop { reason },
-        Outcome::Forward(chosen) => {
+    let mut chosen = Chosen::default();
+    match choose(maps, &found, &query, Some(&work.key.src.addr), &mut chosen) {
+        Choice::Drop { reason } => return Action::Drop { reason },
+        Choice::Forward => {
             work.flow.endpoint = chosen.endpoint;
             work.flow.service = chosen.service;
             work.flow.set = chosen.set;
@@ -250,8 +257,8 @@ fn begin<M: Services + Flows>(maps: &M, work: &mut Work) -> Action {
                 0
             };
         }
-        Outcome::Reject { service } => {
-            nobody(maps, work, service);
+        Choice::Reject => {
+            nobody(maps, work, chosen.service);
             new = false;
         }
     }
@@ -271,8 +278,8 @@ fn begin<M: Services + Flows>(maps: &M, work: &mut Work) -> Action {
             }
             Remembered::Collision => {}
         }
-        if let Some(other) = pick(maps, work.flow.service, &found.service, work.flow.set) {
-            work.flow.endpoint = other;
+        if pick(maps, &found, 0, &mut chosen) {
+            work.flow.endpoint = chosen.endpoint;
         }
         tries += 1;
     }

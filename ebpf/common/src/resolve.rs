@@ -4,8 +4,8 @@
 use crate::abi::{
     Addr, Affinity, AffinityKey, CONFIG_LOCALHOST, Config, Endpoint, FLAG_OWN_ADDRESS, FLAG_RANGES,
     Frontend, FrontendKey, KIND_BALANCER, KIND_CLUSTER, MemberKey, NODE_PORTS, PATH_DROP,
-    PATH_MASQUERADE, PATH_REJECT, Port, RANGE_BITS, RangeKey, SET_CLUSTER, SET_LOCAL, Service,
-    SlotKey, V4_PREFIX, event, halves, is_v4, same,
+    PATH_MASQUERADE, PATH_REJECT, PLACES, Port, RANGE_BITS, RangeKey, SET_CLUSTER, SET_LOCAL,
+    Service, SlotKey, TableKey, V4_PREFIX, event, halves, is_v4, same,
 };
 
 /// Where a connection comes from; an index of [`Service::internal`].
@@ -29,6 +29,8 @@ pub trait Services {
     fn service(&self, id: u32) -> Option<Service>;
     /// An endpoint.
     fn slot(&self, key: &SlotKey) -> Option<Endpoint>;
+    /// What stands at a place of a table: the index of a slot. The key is of the place's part.
+    fn place(&self, key: &TableKey, place: u32) -> Option<u16>;
     /// Whether an endpoint is in a set.
     fn is_member(&self, key: &MemberKey) -> bool;
     /// `NODE_PORTS` or zero for an address of the node's own.
@@ -56,6 +58,8 @@ pub struct Query {
     pub protocol: u8,
     /// Where it comes from.
     pub source: Source,
+    /// The client's number for services with a table ([`crate::maglev::client`]); 0: any endpoint.
+    pub client: u32,
 }
 
 /// What a connection leads to.
@@ -64,10 +68,7 @@ pub enum Outcome {
     /// Not for a service.
     NoMatch,
     /// Refused.
-    Reject {
-        /// Service.
-        service: u32,
-    },
+    Reject,
     /// Dropped.
     Drop {
         /// Reason, of [`event`].
@@ -75,6 +76,20 @@ pub enum Outcome {
     },
     /// To an endpoint.
     Forward(Chosen),
+}
+
+/// What is done with a connection to a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    /// Refused.
+    Reject,
+    /// Dropped.
+    Drop {
+        /// Reason, of [`event`].
+        reason: u32,
+    },
+    /// To the endpoint chosen.
+    Forward,
 }
 
 /// An endpoint for a connection.
@@ -156,22 +171,25 @@ pub fn find<M: Services>(maps: &M, query: &Query) -> Option<Found> {
     Some(Found { frontend, service })
 }
 
-/// What is done with a connection to what was found. `client` is its source address where that is
-/// known; without one, source ranges let nobody in but the node.
+/// What is done with a connection to what was found; `chosen` is where it goes, if anywhere. `client`
+/// is its source address where that is known; without one, source ranges let nobody in but the node.
+///
+/// Answers are written where the caller has room: the kernel's stack has little.
 #[inline(always)]
 pub fn choose<M: Services>(
     maps: &M,
     found: &Found,
     query: &Query,
     client: Option<&Addr>,
-) -> Outcome {
-    let id = found.frontend.service;
+    chosen: &mut Chosen,
+) -> Choice {
     let service = &found.service;
+    chosen.service = found.frontend.service;
     if found.frontend.kind == KIND_BALANCER
         && service.flags & FLAG_RANGES != 0
         && !may_come(maps, found, query, client)
     {
-        return Outcome::Drop {
+        return Choice::Drop {
             reason: event::DROP_RANGES,
         };
     }
@@ -186,55 +204,50 @@ pub fn choose<M: Services>(
         Source::Outside => paths[2],
     };
     match path & !PATH_MASQUERADE {
-        PATH_REJECT => return Outcome::Reject { service: id },
+        PATH_REJECT => return Choice::Reject,
         PATH_DROP => {
-            return Outcome::Drop {
+            return Choice::Drop {
                 reason: event::DROP_POLICY,
             };
         }
         _ => {}
     }
-    let set = if path & !PATH_MASQUERADE == crate::abi::PATH_LOCAL {
+    chosen.set = if path & !PATH_MASQUERADE == crate::abi::PATH_LOCAL {
         SET_LOCAL
     } else {
         SET_CLUSTER
     };
     let sticks = service.affinity_seconds > 0;
-    let known = match client {
-        Some(client) if sticks => remembered(maps, found, set, client),
-        _ => None,
+    let is_known = match client {
+        Some(client) if sticks => remembered(maps, found, client, chosen),
+        _ => false,
     };
-    let endpoint = match known {
-        Some(endpoint) => endpoint,
-        None => match pick(maps, id, service, set) {
-            Some(endpoint) => endpoint,
-            None => {
-                return Outcome::Drop {
-                    reason: event::DROP_SLOT,
-                };
-            }
-        },
-    };
+    if !is_known && !pick(maps, found, query.client, chosen) {
+        return Choice::Drop {
+            reason: event::DROP_SLOT,
+        };
+    }
     if let Some(client) = client
         && sticks
     {
-        remember(maps, id, client, &endpoint);
+        remember(maps, client, chosen);
     }
-    let hairpin = client.is_some_and(|client| same(client, &endpoint.addr));
-    Outcome::Forward(Chosen {
-        endpoint,
-        service: id,
-        set,
-        masquerade: path & PATH_MASQUERADE != 0 || hairpin,
-    })
+    let hairpin = client.is_some_and(|client| same(client, &chosen.endpoint.addr));
+    chosen.masquerade = path & PATH_MASQUERADE != 0 || hairpin;
+    Choice::Forward
 }
 
 /// Both steps.
 #[inline(always)]
 pub fn resolve<M: Services>(maps: &M, query: &Query, client: Option<&Addr>) -> Outcome {
-    match find(maps, query) {
-        Some(found) => choose(maps, &found, query, client),
-        None => Outcome::NoMatch,
+    let Some(found) = find(maps, query) else {
+        return Outcome::NoMatch;
+    };
+    let mut chosen = Chosen::default();
+    match choose(maps, &found, query, client, &mut chosen) {
+        Choice::Reject => Outcome::Reject,
+        Choice::Drop { reason } => Outcome::Drop { reason },
+        Choice::Forward => Outcome::Forward(chosen),
     }
 }
 
@@ -252,74 +265,115 @@ fn may_come<M: Services>(maps: &M, found: &Found, query: &Query, client: Option<
     maps.in_ranges(&key) || (own && (query.source == Source::Node || same(client, &query.addr)))
 }
 
-/// The endpoint that a client has been sent to before, as long as that is to hold.
+/// Chooses the endpoint that a client has been sent to before, as long as that is to hold.
 #[inline(never)]
-fn remembered<M: Services>(maps: &M, found: &Found, set: u32, client: &Addr) -> Option<Endpoint> {
-    let (id, service) = (found.frontend.service, &found.service);
+fn remembered<M: Services>(maps: &M, found: &Found, client: &Addr, chosen: &mut Chosen) -> bool {
     let key = AffinityKey {
         client: *client,
-        service: id,
+        service: chosen.service,
     };
-    let known = maps.affinity(&key)?;
+    let Some(known) = maps.affinity(&key) else {
+        return false;
+    };
     let age = maps.now_ns().wrapping_sub(known.seen_ns);
-    let limit = u64::from(service.affinity_seconds) * 1_000_000_000;
+    let limit = u64::from(found.service.affinity_seconds) * 1_000_000_000;
     // A clock that another CPU read a moment later makes a huge age of a small negative one.
     if age > limit && age < u64::MAX / 2 {
-        return None;
+        return false;
     }
     let member = MemberKey {
-        service: id,
-        set,
+        service: chosen.service,
+        set: chosen.set,
         endpoint: known.endpoint,
     };
-    maps.is_member(&member).then_some(known.endpoint)
+    if !maps.is_member(&member) {
+        return false;
+    }
+    chosen.endpoint = known.endpoint;
+    true
 }
 
 #[inline(never)]
-fn remember<M: Services>(maps: &M, service: u32, client: &Addr, endpoint: &Endpoint) {
+fn remember<M: Services>(maps: &M, client: &Addr, chosen: &Chosen) {
     let key = AffinityKey {
         client: *client,
-        service,
+        service: chosen.service,
     };
     let value = Affinity {
         seen_ns: maps.now_ns(),
-        endpoint: *endpoint,
+        endpoint: chosen.endpoint,
         pad: 0,
     };
     maps.remember(&key, &value);
 }
 
-/// A random endpoint of a set. A set that shrinks at this moment may have lost its last slot
-/// already, so a miss is tried again with what the service says by now.
+/// Chooses an endpoint of a set: the one at the client's place where the service has a table, any one
+/// otherwise. A set that shrinks at this moment may have lost its last slot already, and a table may
+/// have given way to the next one, so a miss is tried again with what the service says by now.
 #[inline(never)]
-pub fn pick<M: Services>(maps: &M, id: u32, service: &Service, set: u32) -> Option<Endpoint> {
-    let mut count = count(service, set);
+pub fn pick<M: Services>(maps: &M, found: &Found, client: u32, chosen: &mut Chosen) -> bool {
+    let mut key = SlotKey {
+        service: chosen.service,
+        set: chosen.set,
+        index: 0,
+    };
+    let mut view = View::of(&found.service, key.set);
     let mut tries = 0;
     while tries < 2 {
-        let key = SlotKey {
-            service: id,
-            set,
-            index: scale(maps.random(), count),
-        };
-        if let Some(endpoint) = maps.slot(&key) {
-            return Some(endpoint);
+        if let Some(index) = view.index(maps, &key, client) {
+            key.index = index;
+            if let Some(endpoint) = maps.slot(&key) {
+                chosen.endpoint = endpoint;
+                return true;
+            }
         }
-        count = match maps.service(id) {
-            Some(service) if set == SET_LOCAL => service.counts[1],
-            Some(service) => service.counts[0],
-            None => return None,
+        let Some(service) = maps.service(key.service) else {
+            return false;
         };
+        view = View::of(&service, key.set);
         tries += 1;
     }
-    None
+    false
 }
 
-#[inline(always)]
-fn count(service: &Service, set: u32) -> u32 {
-    if set == SET_LOCAL {
-        service.counts[1]
-    } else {
-        service.counts[0]
+/// What a service says of one set.
+struct View {
+    /// Endpoints.
+    count: u32,
+    /// Which table; 0: none.
+    table: u32,
+    table_size: u32,
+}
+
+impl View {
+    #[inline(always)]
+    fn of(service: &Service, set: u32) -> Self {
+        let (count, table) = if set == SET_LOCAL {
+            (service.counts[1], service.tables[1])
+        } else {
+            (service.counts[0], service.tables[0])
+        };
+        Self {
+            count,
+            table,
+            table_size: service.table_size,
+        }
+    }
+
+    /// The index of a slot; `None` where the table has given way to another.
+    #[inline(always)]
+    fn index<M: Services>(&self, maps: &M, of: &SlotKey, client: u32) -> Option<u32> {
+        if self.table == 0 || client == 0 {
+            return Some(scale(maps.random(), self.count));
+        }
+        let place = scale(client, self.table_size);
+        let key = TableKey {
+            service: of.service,
+            set: of.set,
+            generation: self.table,
+            part: place / PLACES,
+        };
+        maps.place(&key, place).map(u32::from)
     }
 }
 

@@ -2,10 +2,10 @@
 //! connected.
 
 use crate::abi::{
-    Addr, Endpoint, FLAG_MEMBERS, FrontendKey, MemberKey, NODE_PORTS, Port, ROLE_FLOW, ROLE_PEER,
+    Addr, Endpoint, FLAG_MEMBERS, FrontendKey, MemberKey, NODE_PORTS, ROLE_FLOW, ROLE_PEER,
     SET_SERVING, SocketKey, SocketPeer, UDP, event, halves,
 };
-use crate::resolve::{Chosen, Found, Outcome, Query, Services, Source, choose, find, wildcard};
+use crate::resolve::{Choice, Chosen, Found, Query, Services, Source, choose, find, wildcard};
 
 /// The map of translated sockets.
 pub trait Sockets {
@@ -42,14 +42,8 @@ pub struct Answer {
 pub struct Call {
     /// The socket's cookie.
     pub cookie: u64,
-    /// Destination address.
-    pub addr: Addr,
-    /// Destination port.
-    pub port: Port,
-    /// Protocol of the IP header.
-    pub protocol: u8,
-    /// Where it comes from.
-    pub source: Source,
+    /// What it names. No client's number: a socket stays with its endpoint whatever was chosen.
+    pub query: Query,
 }
 
 /// `connect`, or `sendmsg` of a socket that is not connected (`sticky`: it stays with its endpoint
@@ -86,19 +80,9 @@ pub fn outgoing<M: Services + Sockets>(
     verdict
 }
 
-#[inline(always)]
-fn query(call: &Call) -> Query {
-    Query {
-        addr: call.addr,
-        port: call.port,
-        protocol: call.protocol,
-        source: call.source,
-    }
-}
-
 #[inline(never)]
 fn look<M: Services>(maps: &M, call: &Call, found: &mut Found) -> bool {
-    match find(maps, &query(call)) {
+    match find(maps, &call.query) {
         Some(it) => {
             *found = it;
             true
@@ -115,7 +99,7 @@ fn stays<M: Services + Sockets>(maps: &M, call: &Call, found: &Found, chosen: &m
     }
     let flow = SocketKey {
         cookie: call.cookie,
-        other: Endpoint::new(call.addr, call.port),
+        other: Endpoint::new(call.query.addr, call.query.port),
         role: ROLE_FLOW,
     };
     let Some(known) = maps.socket(&flow) else {
@@ -143,17 +127,16 @@ fn decide<M: Services>(
     } else {
         Some(address)
     };
-    match choose(maps, found, &query(call), client) {
-        Outcome::NoMatch | Outcome::Reject { .. } => {
+    match choose(maps, found, &call.query, client, &mut answer.chosen) {
+        Choice::Reject => {
             answer.event = event::REJECTED;
             Verdict::Refuse
         }
-        Outcome::Drop { reason } => {
+        Choice::Drop { reason } => {
             answer.event = reason;
             Verdict::Drop
         }
-        Outcome::Forward(chosen) => {
-            answer.chosen = chosen;
+        Choice::Forward => {
             answer.event = event::SOCKET;
             Verdict::Translate
         }
@@ -164,7 +147,7 @@ fn decide<M: Services>(
 /// room for it the connection works, but the socket sees its peer's own address.
 #[inline(never)]
 fn record<M: Sockets>(maps: &M, call: &Call, chosen: &Chosen) {
-    let frontend = Endpoint::new(call.addr, call.port);
+    let frontend = Endpoint::new(call.query.addr, call.query.port);
     let mut key = SocketKey {
         cookie: call.cookie,
         other: chosen.endpoint,
@@ -176,7 +159,7 @@ fn record<M: Sockets>(maps: &M, call: &Call, chosen: &Chosen) {
         set: chosen.set,
     };
     maps.set_socket(&key, &value);
-    if call.protocol == UDP {
+    if call.query.protocol == UDP {
         key.other = frontend;
         key.role = ROLE_FLOW;
         value.peer = chosen.endpoint;
@@ -210,13 +193,13 @@ pub fn incoming<M: Sockets>(maps: &M, cookie: u64, from: &Endpoint) -> Option<En
 /// `bind` on the node: whether the port is a node port there. Such a socket would hear nothing.
 #[inline(always)]
 pub fn may_bind<M: Services>(maps: &M, call: &Call, is_wildcard: bool, is_v4: bool) -> bool {
-    if call.source != Source::Node || call.port == [0, 0] {
+    if call.query.source != Source::Node || call.query.port == [0, 0] {
         return true;
     }
     let key = FrontendKey {
         addr: wildcard(is_v4),
-        port: call.port,
-        protocol: call.protocol,
+        port: call.query.port,
+        protocol: call.query.protocol,
         pad: 0,
     };
     if maps.frontend(&key).is_none() {
@@ -225,7 +208,7 @@ pub fn may_bind<M: Services>(maps: &M, call: &Call, is_wildcard: bool, is_v4: bo
     if is_wildcard {
         return false;
     }
-    match maps.node_addr(&call.addr) {
+    match maps.node_addr(&call.query.addr) {
         Some(flags) => flags & NODE_PORTS == 0,
         None => true,
     }

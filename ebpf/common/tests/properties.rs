@@ -3,6 +3,7 @@
 mod world;
 
 use ebpf_common::abi::{Endpoint, FLOW_REPLY, FlowKey, TCP, UDP, bytes_of, event, from_bytes, v4};
+use ebpf_common::maglev::{NOBODY, SIZE_DEFAULT, SIZES, Turn, fill, size_for};
 use ebpf_common::nat::{Action, PORT_FIRST, PORTS, Work, egress, ingress};
 use ebpf_common::packet::{ACK, FIN, Fragment, Kind, Packet, RST, SYN, parse};
 use ebpf_common::resolve::within;
@@ -107,6 +108,116 @@ proptest! {
         // Every further packet goes the same way.
         let again = world.trip(&from, &frontend(), protocol, ACK).unwrap();
         prop_assert_eq!(trip, again);
+    }
+}
+
+/// Hardly any place changes that was not the own one of the endpoint that goes, and all endpoints have
+/// the same share.
+#[test]
+fn an_endpoint_that_goes_moves_its_own_clients_alone() {
+    for count in [2_u8, 3, 5, 10, 20, 40, 80, 160] {
+        let endpoints = usize::from(count);
+        let size = size_for(0, endpoints);
+        assert!(size as usize >= endpoints * 100);
+        let named = |endpoints: &[Endpoint]| -> Vec<Endpoint> {
+            let table = world::table(endpoints, size);
+            table
+                .into_iter()
+                .map(|slot| endpoints[usize::from(slot)])
+                .collect()
+        };
+        let (mut all, mut cases) = (0, 0);
+        for salt in 0..4 {
+            let with = |n| Endpoint::new(v4([10, salt, 7, n]), [31, 144]);
+            let before: Vec<Endpoint> = (0..count).map(with).collect();
+            let old = named(&before);
+            for endpoint in &before {
+                let share = old.iter().filter(|at| *at == endpoint).count() * endpoints;
+                assert!(
+                    share.abs_diff(size as usize) <= endpoints,
+                    "{share} of {size}"
+                );
+            }
+            for gone in (0..endpoints).step_by(endpoints.div_ceil(4)) {
+                let mut after = before.clone();
+                let lost = after.remove(gone);
+                let new = named(&after);
+                let pairs = old.iter().zip(&new);
+                let moved = pairs
+                    .filter(|(old, new)| **old != lost && old != new)
+                    .count();
+                assert!(
+                    moved * 100 <= size as usize * 3,
+                    "{moved} of {size} with {count}"
+                );
+                (all, cases) = (all + moved, cases + 1);
+            }
+        }
+        let percent = 100.0 * f64::from(u32::try_from(all).unwrap()) / f64::from(size * cases);
+        println!(
+            "COUNTED places that changed beside an endpoint's own, of {size} with {count} endpoints: {percent:.2} %"
+        );
+        assert!(percent <= 2.0, "{percent} with {count}");
+    }
+}
+
+proptest! {
+    /// Any weights: shares follow them, and no place is nobody's.
+    #[test]
+    fn places_follow_weights(weights in proptest::collection::vec(0_u32..9, 1..20)) {
+        let size = SIZES[4];
+        let mut turns: Vec<Turn> = (0..).zip(&weights)
+            .map(|(i, weight)| Turn::new(&pod(u8::try_from(i).unwrap_or(0)), i, *weight, size))
+            .collect();
+        let mut table = vec![0; size as usize];
+        fill(&mut turns, &mut table);
+        let sum: u32 = weights.iter().sum();
+        for (slot, weight) in (0..).zip(&weights) {
+            let places = table.iter().filter(|at| **at == slot).count();
+            let share = if sum == 0 { 0 } else { size as usize * *weight as usize / sum as usize };
+            prop_assert!(places.abs_diff(share) <= 1 + *weight as usize, "{places} for {share}");
+        }
+        let nobody = table.iter().filter(|at| **at == NOBODY).count();
+        prop_assert_eq!(nobody, if sum == 0 { table.len() } else { 0 });
+    }
+}
+
+#[test]
+fn sizes_are_primes_and_one_has_a_place_for_each() {
+    for size in SIZES {
+        assert!(
+            (2..).take_while(|n| n * n <= size).all(|n| size % n != 0),
+            "{size}"
+        );
+    }
+    assert_eq!(size_for(251, 0), 251);
+    assert_eq!(size_for(251, 10), 4093);
+    assert_eq!(size_for(251, 1000), SIZE_DEFAULT);
+    assert_eq!(size_for(65_521, 10), 65_521);
+    assert_eq!(size_for(SIZE_DEFAULT, 1_000_000), SIZES[9]);
+}
+
+/// Two nodes that have never heard of each other, one with other slots and another seed.
+#[test]
+fn every_node_sends_a_client_to_the_same_endpoint() {
+    for (affinity, per_port) in [(0, true), (60, false)] {
+        let mut nodes = [World::new(1, 5, true), World::new(99, 5, true)];
+        nodes[0].hash(509, affinity);
+        nodes[1].hash(509, affinity);
+        let mut seen = std::collections::BTreeSet::new();
+        for port in 2000..2200 {
+            for protocol in [TCP, UDP] {
+                let ask = |world: &World| {
+                    world
+                        .trip(&client(port), &frontend(), protocol, SYN)
+                        .unwrap()
+                        .endpoint
+                };
+                assert_eq!(ask(&nodes[0]), ask(&nodes[1]), "{port}");
+                seen.insert((protocol, ask(&nodes[0])));
+            }
+        }
+        assert_eq!(seen.len(), if per_port { 10 } else { 2 });
     }
 }
 

@@ -6,8 +6,8 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, LruPerCpuHashMap, PerCpuArray, lpm_trie::Key};
 use ebpf_common::abi::{
     Addr, Affinity, AffinityKey, Config, Counter, CounterKey, Endpoint, Flow, FlowKey, FragmentKey,
-    Frontend, FrontendKey, Iface, MemberKey, NodeAddr, Ports, RangeKey, Service, SlotKey,
-    SocketKey, SocketPeer, event,
+    Frontend, FrontendKey, Iface, MemberKey, NodeAddr, PLACES, Places, Ports, RangeKey, Service,
+    SlotKey, SocketKey, SocketPeer, TableKey, event,
 };
 use ebpf_common::nat::Flows;
 use ebpf_common::resolve::Services;
@@ -24,6 +24,8 @@ pub static FRONTENDS: HashMap<FrontendKey, Frontend> = HashMap::pinned(65_536, A
 pub static SERVICES: HashMap<u32, Service> = HashMap::pinned(65_536, ATOMIC);
 #[map]
 pub static SLOTS: HashMap<SlotKey, Endpoint> = HashMap::pinned(262_144, ATOMIC);
+#[map]
+pub static TABLES: HashMap<TableKey, Places> = HashMap::pinned(65_536, ATOMIC);
 #[map]
 pub static MEMBERS: HashMap<MemberKey, u32> = HashMap::pinned(262_144, ATOMIC);
 #[map]
@@ -70,6 +72,13 @@ impl Services for Maps {
     fn slot(&self, key: &SlotKey) -> Option<Endpoint> {
         // SAFETY: as above.
         unsafe { SLOTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn place(&self, key: &TableKey, place: u32) -> Option<u16> {
+        // SAFETY: as above.
+        let part = unsafe { TABLES.get(key) }?;
+        Some(part.0[(place % PLACES) as usize])
     }
 
     #[inline(always)]

@@ -10,7 +10,7 @@ use aya_ebpf::helpers::{
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use ebpf_common::abi::{Addr, CONFIG_OFFSETS, Endpoint, Port, TCP, UDP, event, same, v4};
-use ebpf_common::resolve::{Services, Source, wildcard};
+use ebpf_common::resolve::{Query, Services, Source, wildcard};
 use ebpf_common::socket::{Answer, Call, Verdict, incoming, may_bind, outgoing};
 
 use crate::maps::{Maps, count, happened};
@@ -27,6 +27,11 @@ const ECONNREFUSED: i32 = 111;
 
 /// Flag of an interface: it is the loopback.
 const IFF_LOOPBACK: u32 = 8;
+
+/// Whether this kernel lets programs at sockets read its memory. The proxy says so before it loads
+/// them; where it does not, the verifier leaves out all that would.
+#[unsafe(no_mangle)]
+static READS_KERNEL: u32 = 1;
 
 /// Interfaces of a pod that are looked at for its address.
 const DEVICES_MAX: u32 = 8;
@@ -149,20 +154,23 @@ fn call(ctx: &SockAddrContext, is_v4: bool) -> Call {
     };
     Call {
         cookie,
-        addr: address(raw, is_v4),
-        port: port(raw),
-        protocol: protocol as u8,
-        source,
+        query: Query {
+            addr: address(raw, is_v4),
+            port: port(raw),
+            protocol: protocol as u8,
+            source,
+            client: 0,
+        },
     }
 }
 
 #[inline(always)]
 fn out(ctx: &SockAddrContext, is_v4: bool, sticky: bool) -> i32 {
     let call = call(ctx, is_v4);
-    if call.protocol != TCP && call.protocol != UDP {
+    if call.query.protocol != TCP && call.query.protocol != UDP {
         return ALLOW;
     }
-    let family_v4 = ebpf_common::abi::is_v4(&call.addr);
+    let family_v4 = ebpf_common::abi::is_v4(&call.query.addr);
     let mut answer = Answer::default();
     let client = |address: &mut Addr| own_address(ctx.sock_addr, family_v4, address);
     let verdict = outgoing(&Maps, &call, sticky, client, &mut answer);
@@ -177,7 +185,7 @@ fn out(ctx: &SockAddrContext, is_v4: bool, sticky: bool) -> i32 {
     }
     let errno = if verdict == Verdict::Refuse {
         ECONNREFUSED
-    } else if call.protocol == TCP {
+    } else if call.query.protocol == TCP {
         // What a client would see after minutes of silence, at once.
         ETIMEDOUT
     } else {
@@ -203,7 +211,7 @@ fn back(ctx: &SockAddrContext, is_v4: bool) -> i32 {
 #[inline(always)]
 fn bind(ctx: &SockAddrContext, is_v4: bool) -> i32 {
     let call = call(ctx, is_v4);
-    let is_wildcard = same(&call.addr, &wildcard(is_v4));
+    let is_wildcard = same(&call.query.addr, &wildcard(is_v4));
     if may_bind(&Maps, &call, is_wildcard, is_v4) {
         // A socket on `::` hears IPv4, too.
         if is_v4 || !is_wildcard {
@@ -278,6 +286,10 @@ fn own_address(ctx: *mut bpf_sock_addr, is_v4: bool, address: &mut Addr) -> bool
 
 #[inline(always)]
 fn find_address(ctx: *mut bpf_sock_addr, is_v4: bool) -> Option<Addr> {
+    // SAFETY: a constant of this program, read as the loader has left it.
+    if unsafe { read_volatile(addr_of!(READS_KERNEL)) } == 0 {
+        return None;
+    }
     let config = Maps.config()?;
     if config.flags & CONFIG_OFFSETS == 0 {
         return None;

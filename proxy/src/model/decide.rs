@@ -125,6 +125,8 @@ pub struct Decision {
     pub node_port: Option<u16>,
     /// Seconds for which a client stays with its endpoint.
     pub affinity_seconds: Option<u32>,
+    /// Clients outside are spread by consistent hashing, over a table of so many places (mode ebpf).
+    pub table_size: Option<u32>,
     /// Health check port.
     pub health_check_node_port: Option<u16>,
     /// Endpoints of either set, sorted.
@@ -210,6 +212,7 @@ pub fn decide(
         source_filter: source_filter(port, family, node),
         node_port: port.node_port,
         affinity_seconds: shared.affinity_seconds,
+        table_size: shared.table_size,
         health_check_node_port: shared.health_check_node_port,
         targets: targets.collect(),
         local_ready: local_ready(endpoints),

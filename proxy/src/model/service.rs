@@ -7,12 +7,20 @@ use std::sync::Arc;
 
 use api::cidr::{Family, parse_cidr, parse_ip};
 use api::core::Service;
+use ebpf_common::maglev::{SIZE_DEFAULT, SIZES};
 use ipnetwork::IpNetwork;
 
 use super::{ObjectRef, PortName, Problem, Protocol, ServiceName, quoted};
 
 /// `sessionAffinityConfig.clientIP.timeoutSeconds` where none is given, as the API server sets it.
 const AFFINITY_SECONDS_DEFAULT: u32 = 10_800;
+
+/// The annotation that says how an endpoint is chosen for clients outside: `random`, or `maglev` for
+/// consistent hashing.
+pub const ANNOTATION_BALANCING: &str = "seaway/balancing";
+
+/// The annotation with the number of places in the table of consistent hashing.
+pub const ANNOTATION_TABLE_SIZE: &str = "seaway/maglev-table-size";
 
 /// The API's upper limit of it.
 const AFFINITY_SECONDS_MAX: u32 = 86_400;
@@ -38,6 +46,8 @@ pub struct Shared {
     pub external_local: bool,
     /// Seconds for which a client stays with its endpoint.
     pub affinity_seconds: Option<u32>,
+    /// As [`super::Decision::table_size`].
+    pub table_size: Option<u32>,
     /// Port of the health check of a load balancer service with `externalTrafficPolicy: Local`.
     pub health_check_node_port: Option<u16>,
 }
@@ -181,6 +191,7 @@ impl Reader {
             internal_local: spec.internal_traffic_policy == "Local",
             external_local,
             affinity_seconds: self.affinity(service),
+            table_size: self.table_size(service),
             health_check_node_port: self.health_check_node_port(service),
         }
     }
@@ -280,6 +291,28 @@ impl Reader {
                 Some(AFFINITY_SECONDS_DEFAULT)
             }
         }
+    }
+
+    fn table_size(&mut self, service: &Service) -> Option<u32> {
+        let field = |name: &str| format!("metadata.annotations[{name}]");
+        match service.metadata.annotation(ANNOTATION_BALANCING) {
+            Some("maglev") => {}
+            None | Some("random") => return None,
+            Some(other) => {
+                let text = format!("{} is unknown; use maglev or random", quoted(other));
+                self.problem(field(ANNOTATION_BALANCING), text);
+                return None;
+            }
+        }
+        let Some(text) = service.metadata.annotation(ANNOTATION_TABLE_SIZE) else {
+            return Some(SIZE_DEFAULT);
+        };
+        let size = text.parse().ok().filter(|size| SIZES.contains(size));
+        if size.is_none() {
+            let text = format!("{} is none of {SIZES:?}; the default is used", quoted(text));
+            self.problem(field(ANNOTATION_TABLE_SIZE), text);
+        }
+        size.or(Some(SIZE_DEFAULT))
     }
 
     fn health_check_node_port(&mut self, service: &Service) -> Option<u16> {

@@ -249,3 +249,41 @@ fn bad_parts_are_left_out_alone() {
         &[],
     );
 }
+
+/// What annotations say of the choice for clients outside: a table's size, or a complaint.
+#[test]
+fn balancing_by_annotation() {
+    let parse = |annotations: &[(&str, &str)]| {
+        let mut object = api::core::Service::default();
+        object.metadata.name = "svc".to_owned();
+        object.spec.cluster_ip = "172.30.1.1".to_owned();
+        let port = api::core::ServicePort {
+            port: 80,
+            ..api::core::ServicePort::default()
+        };
+        object.spec.ports.push(port);
+        let all = annotations.iter();
+        let all = all.map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));
+        object.metadata.annotations = all.collect();
+        let parsed = service::parse(&object);
+        let problems = parsed.problems.into_iter().map(|p| p.field);
+        (
+            parsed.ports[0].shared.table_size,
+            problems.collect::<Vec<_>>(),
+        )
+    };
+    let (how, size) = ("seaway/balancing", "seaway/maglev-table-size");
+    assert_eq!(parse(&[]), (None, vec![]));
+    assert_eq!(parse(&[(how, "random"), (size, "251")]), (None, vec![]));
+    assert_eq!(parse(&[(how, "maglev")]), (Some(16_381), vec![]));
+    assert_eq!(
+        parse(&[(how, "maglev"), (size, "251")]),
+        (Some(251), vec![])
+    );
+    let field = |name| vec![format!("metadata.annotations[{name}]")];
+    assert_eq!(parse(&[(how, "Maglev")]), (None, field(how)));
+    for bad in ["250", "", "-251", "251 ", "262147"] {
+        let found = parse(&[(how, "maglev"), (size, bad)]);
+        assert_eq!(found, (Some(16_381), field(size)), "{bad:?}");
+    }
+}

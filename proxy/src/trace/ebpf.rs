@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ebpf_common::abi::{
     Addr, Affinity, AffinityKey, CONFIG_LOCALHOST, Config, Endpoint, Frontend, FrontendKey,
-    MemberKey, NODE_PORTS, Plain, RANGE_BITS, RangeKey, Service, SlotKey, from_bytes,
+    MemberKey, NODE_PORTS, PLACES, Places, Plain, RANGE_BITS, RangeKey, Service, SlotKey, TableKey,
+    from_bytes,
 };
 use ebpf_common::resolve::{Outcome as Verdict, Query, Services, Source, find, resolve, within};
 
@@ -26,6 +27,7 @@ pub struct Tracer {
     slots: BTreeMap<SlotKey, Endpoint>,
     members: BTreeSet<MemberKey>,
     ranges: BTreeSet<RangeKey>,
+    tables: BTreeMap<TableKey, Places>,
     addrs: BTreeMap<Addr, u32>,
     remembered: Vec<Endpoint>,
     random: Cell<u32>,
@@ -89,6 +91,7 @@ impl Tracer {
             MapName::Members => self
                 .members
                 .extend(split::<MemberKey, u32>(entries).map(|(key, _)| key)),
+            MapName::Tables => self.tables.extend(split::<TableKey, Places>(entries)),
             MapName::Ranges => self
                 .ranges
                 .extend(split::<RangeKey, u32>(entries).map(|(key, _)| key)),
@@ -113,6 +116,7 @@ impl Tracer {
             port: packet.port.to_be_bytes(),
             protocol: number,
             source,
+            client: 0,
         };
         let client = addr(packet.source);
         let most = find(self, &query).map_or(1, |found| {
@@ -124,6 +128,22 @@ impl Tracer {
                 let of = u64::from(of.max(1));
                 let random = (u64::from(i) << 32).div_ceil(of);
                 self.random.set(u32::try_from(random).unwrap_or(u32::MAX));
+                fates.insert(fate(&resolve(self, &query, Some(&client)), at_socket));
+            }
+        }
+        if let Some(found) = find(self, &query)
+            && !at_socket
+        {
+            // Where there is a table, it is the client that decides: whoever might come.
+            if found.service.tables != [0; 2] {
+                fates.clear();
+            }
+            for place in 0..found.service.table_size {
+                let number = (u64::from(place) << 32).div_ceil(u64::from(found.service.table_size));
+                let query = Query {
+                    client: u32::try_from(number).unwrap_or(u32::MAX) | 1,
+                    ..query
+                };
                 fates.insert(fate(&resolve(self, &query, Some(&client)), at_socket));
             }
         }
@@ -144,7 +164,7 @@ impl Tracer {
 fn fate(verdict: &Verdict, at_socket: bool) -> Fate {
     match verdict {
         Verdict::NoMatch => Fate::NoMatch,
-        Verdict::Reject { .. } => Fate::Reject,
+        Verdict::Reject => Fate::Reject,
         Verdict::Drop { .. } => Fate::Drop,
         Verdict::Forward(chosen) => Fate::Endpoint {
             address: socket(&chosen.endpoint),
@@ -168,6 +188,11 @@ impl Services for Tracer {
 
     fn slot(&self, key: &SlotKey) -> Option<Endpoint> {
         self.slots.get(key).copied()
+    }
+
+    fn place(&self, key: &TableKey, place: u32) -> Option<u16> {
+        let part = self.tables.get(key)?;
+        Some(part.0[(place % PLACES) as usize])
     }
 
     fn is_member(&self, key: &MemberKey) -> bool {

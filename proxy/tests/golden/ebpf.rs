@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use ebpf_common::abi::{
     Endpoint, FLAG_MEMBERS, FLAG_OWN_ADDRESS, FLAG_RANGES, Frontend, FrontendKey, KIND_BALANCER,
     KIND_CLUSTER, KIND_EXTERNAL, MemberKey, PATH_CLUSTER, PATH_DROP, PATH_LOCAL, PATH_MASQUERADE,
-    PATH_REJECT, Plain, RANGE_BITS, RangeKey, SET_CLUSTER, SET_LOCAL, SET_SERVING, Service,
-    SlotKey, TCP, UDP, from_bytes, is_v4,
+    PATH_REJECT, Places, Plain, RANGE_BITS, RangeKey, SET_CLUSTER, SET_LOCAL, SET_SERVING, Service,
+    SlotKey, TCP, TableKey, UDP, from_bytes, is_v4,
 };
 use ebpf_common::resolve::wildcard;
 use proxy::backend::Settings;
@@ -106,6 +106,13 @@ fn shown(map: MapName, entries: &Entries, names: &Names) -> String {
             }
             let net = format!("{}/{bits}", ip(&key.addr));
             (format!("{} {net}", name(key.service)), None)
+        }),
+        MapName::Tables => lines(entries, |key: TableKey, _: Option<Places>| {
+            let (of, set, part) = (name(key.service), set(key.set), key.part);
+            (
+                format!("{of} {set} table {} part {part}", key.generation),
+                None,
+            )
         }),
     };
     lines.iter().map(|line| format!("    {line}\n")).collect()

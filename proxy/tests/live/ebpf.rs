@@ -7,8 +7,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::lab::talk::still_alive;
 use crate::lab::{self, Lab, service};
+use ebpf_common::abi::UDP;
+use ebpf_common::maglev;
+use ebpf_common::resolve::scale;
 use linux::Host as _;
 use nix::sys::signal::Signal;
+use proxy::backend::ebpf::plan;
 
 const ALL: &[(&str, &str)] = &[
     ("10.180.0.1", "node"),
@@ -382,6 +386,113 @@ fn filters_of_clsact_serve_clients_outside_as_links_do() {
     assert!(filters(&lab, "ingress").contains("pref 77"));
     let of_bridge = lab.run_program("tc", &["qdisc", "show", "dev", "cni0"]);
     assert!(!of_bridge.contains("clsact"), "{of_bridge}");
+}
+
+/// Each client's endpoint follows from the endpoints alone: the table as it is computed here says
+/// where the kernel sends whom, through changes, restarts and with other places.
+#[test]
+fn consistent_hashing_sends_each_client_where_every_node_would() {
+    let Some(mut lab) = lab("consistent_hashing_sends_each_client_where_every_node_would") else {
+        return;
+    };
+    let maglev = |places: &str, endpoints: &[(&str, &str)]| {
+        let annotations =
+            format!("{{seaway/balancing: maglev, seaway/maglev-table-size: \"{places}\"}}");
+        service("web", SPEC, endpoints).replacen(
+            "{name: web}",
+            &format!("{{name: web, annotations: {annotations}}}"),
+            1,
+        )
+    };
+    // A client that is known stays where it was: each time they are others.
+    let check = |lab: &Lab, first: u16, asked: u32, endpoints: &[(&str, &str)]| {
+        for (to, v6) in [("192.168.0.2:30041", false), ("[2001:db8::2]:30041", true)] {
+            let own = endpoints.iter().filter(|(ip, _)| ip.contains(':') == v6);
+            let ips: Vec<&str> = own.map(|(ip, _)| *ip).collect();
+            let who = Expected::new(&ips, asked);
+            let client = if v6 { "2001:db8::9" } else { "192.168.0.9" };
+            for port in first..first + 30 {
+                let at = SocketAddr::new(client.parse().unwrap(), port);
+                let socket = lab.cli.run(|| UdpSocket::bind(at).unwrap());
+                socket
+                    .set_read_timeout(Some(std::time::Duration::from_secs(5)))
+                    .unwrap();
+                let heard = lab::talk::ask_udp(&socket, to.parse().unwrap());
+                assert_eq!(heard.as_deref(), Some(who.of(at)), "{at} to {to}");
+            }
+        }
+    };
+    lab.write("web.yaml", &maglev("251", ALL));
+    lab.start();
+    check(&lab, 20_100, 251, ALL);
+    // One goes, and comes again to another slot than before.
+    let fewer = [ALL[1], ALL[2], ALL[4], ALL[5]];
+    lab.write("web.yaml", &maglev("251", &fewer));
+    lab.wait("the endpoint to go", |lab| {
+        names(&lab.cli, "192.168.0.2:30041").len() == 2
+    });
+    check(&lab, 20_200, 251, &fewer);
+    lab.stop(Signal::SIGKILL);
+    lab.write("web.yaml", &maglev("4093", ALL));
+    lab.start();
+    check(&lab, 20_300, 4093, ALL);
+    // Nothing is written that was there.
+    lab.stop(Signal::SIGKILL);
+    lab.start();
+    let last = lab.log_text();
+    let last = last
+        .lines()
+        .rfind(|line| line.contains("IPv4: full sync"))
+        .unwrap();
+    assert!(
+        last.contains("objects=0") && last.contains("deleted=0"),
+        "{last}"
+    );
+    check(&lab, 20_400, 4093, ALL);
+    // Without the annotation it is chance again, from all ports alike.
+    lab.write("web.yaml", &service("web", SPEC, ALL));
+    lab.stop(Signal::SIGKILL);
+    lab.start();
+    assert_eq!(names(&lab.cli, "192.168.0.2:30041").len(), 3);
+}
+
+/// The table of pods, by name.
+struct Expected {
+    table: Vec<u16>,
+    names: Vec<&'static str>,
+}
+
+impl Expected {
+    fn new(ips: &[&str], asked: u32) -> Self {
+        let endpoint = |ip: &&str| plan::endpoint(ip.parse().unwrap(), lab::talk::PORT);
+        let mut all: Vec<_> = ips
+            .iter()
+            .map(|ip| {
+                (
+                    endpoint(ip),
+                    ["p1", "p2", "p3"][ALL.iter().position(|(known, _)| known == ip).unwrap() % 3],
+                )
+            })
+            .collect();
+        all.sort_unstable();
+        let size = maglev::size_for(asked, all.len());
+        let mut table = vec![0; size as usize];
+        let turns = (0..)
+            .zip(&all)
+            .map(|(slot, (endpoint, _))| maglev::Turn::new(endpoint, slot, 1, size));
+        maglev::fill(&mut turns.collect::<Vec<_>>(), &mut table);
+        Self {
+            table,
+            names: all.into_iter().map(|(_, name)| name).collect(),
+        }
+    }
+
+    fn of(&self, client: SocketAddr) -> &'static str {
+        let client = plan::endpoint(client.ip(), client.port());
+        let number = maglev::client(&client, u32::from(UDP), true);
+        let place = scale(number, u32::try_from(self.table.len()).unwrap());
+        self.names[usize::from(self.table[place as usize])]
+    }
 }
 
 #[test]

@@ -233,6 +233,7 @@ fn change(n: usize, endpoints: usize) -> PortChange {
         affinity_seconds: None,
         health_check_node_port: None,
         targets: targets.collect(),
+        table_size: None,
         local_ready: 0,
         serving: Arc::default(),
         internal: of(false),

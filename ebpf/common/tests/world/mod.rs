@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use ebpf_common::abi::{
     Addr, Affinity, AffinityKey, Config, Endpoint, FLAG_MEMBERS, FLOW_MASQUERADED, FLOW_REPLY,
     Flow, FlowKey, Frontend, FrontendKey, KIND_EXTERNAL, MemberKey, NODE_PORTS, PATH_CLUSTER,
-    PATH_MASQUERADE, PATH_REJECT, Port, RangeKey, STATE_FIN_CLIENT, STATE_FIN_SERVER, Service,
-    SlotKey, TCP, UDP, v4,
+    PATH_MASQUERADE, PATH_REJECT, PLACES, Port, RangeKey, STATE_FIN_CLIENT, STATE_FIN_SERVER,
+    Service, SlotKey, TCP, TableKey, UDP, v4,
 };
+use ebpf_common::maglev::{Turn, fill};
 use ebpf_common::nat::{Action, Flows, PORT_FIRST, PORTS, Work, egress, ingress};
 use ebpf_common::resolve::Services;
 
@@ -52,6 +53,8 @@ pub(crate) struct World {
     flows: RefCell<BTreeMap<FlowKey, &'static Flow>>,
     seed: Cell<u32>,
     now_ns: Cell<u64>,
+    /// Consistent hashing: indices of endpoints.
+    table: Option<Vec<u16>>,
     /// No flow more has room.
     pub(crate) full: bool,
 }
@@ -78,6 +81,7 @@ impl World {
             flows: RefCell::default(),
             seed: Cell::new(seed),
             now_ns: Cell::new(1),
+            table: None,
             full: false,
         };
         world.also_at([192, 168, 99, 11], 80);
@@ -102,6 +106,15 @@ impl World {
             self.frontends.borrow_mut().insert(key, value);
         }
         at
+    }
+
+    /// Spreads clients by consistent hashing from now on.
+    pub(crate) fn hash(&mut self, size: u32, affinity_seconds: u32) {
+        let endpoints = self.endpoints.borrow().clone();
+        self.table = Some(table(&endpoints, size));
+        self.service.table_size = size;
+        self.service.tables = [1, 0];
+        self.service.affinity_seconds = affinity_seconds;
     }
 
     /// Other endpoints.
@@ -192,6 +205,15 @@ impl World {
     }
 }
 
+/// The table of endpoints of the same weight.
+pub(crate) fn table(endpoints: &[Endpoint], size: u32) -> Vec<u16> {
+    let turns = (0..).zip(endpoints);
+    let turns = turns.map(|(slot, endpoint)| Turn::new(endpoint, slot, 1, size));
+    let mut table = vec![0; size as usize];
+    fill(&mut turns.collect::<Vec<_>>(), &mut table);
+    table
+}
+
 impl Services for World {
     fn config(&self) -> Option<&Config> {
         Some(&self.config)
@@ -209,6 +231,12 @@ impl Services for World {
 
     fn slot(&self, key: &SlotKey) -> Option<Endpoint> {
         self.endpoints.borrow().get(key.index as usize).copied()
+    }
+
+    fn place(&self, key: &TableKey, place: u32) -> Option<u16> {
+        let table = self.table.as_ref()?;
+        assert_eq!((key.generation, key.part), (1, place / PLACES));
+        table.get(place as usize).copied()
     }
 
     fn is_member(&self, key: &MemberKey) -> bool {

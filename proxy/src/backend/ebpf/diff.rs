@@ -1,7 +1,7 @@
 //! What to write so that the maps hold what is wanted, in an order in which no reader ever sees
 //! half of a service. Pure.
 //!
-//! 1. what services will refer to: slots, members, source ranges
+//! 1. what services will refer to: slots, members, source ranges, tables
 //! 2. services: one value with counts and verdicts
 //! 3. addresses
 //! 4. addresses that go, then services, then what nobody refers to any more
@@ -15,6 +15,7 @@ use ebpf_common::abi::{
 
 use super::desired::Desired;
 use super::plan::{PortPlan, range_key};
+use super::table::{self, KnownTable};
 use crate::model::PortName;
 
 /// A map that services are written to.
@@ -30,16 +31,19 @@ pub enum MapName {
     Members,
     /// Source ranges.
     Ranges,
+    /// Tables of consistent hashing.
+    Tables,
 }
 
 impl MapName {
     /// All, in order.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Frontends,
         Self::Services,
         Self::Slots,
         Self::Members,
         Self::Ranges,
+        Self::Tables,
     ];
 
     /// As the object has it.
@@ -50,6 +54,7 @@ impl MapName {
             Self::Slots => "SLOTS",
             Self::Members => "MEMBERS",
             Self::Ranges => "RANGES",
+            Self::Tables => "TABLES",
         }
     }
 }
@@ -81,17 +86,18 @@ impl Entries {
 /// What to do: first all of `put`, in the order of the fields' documentation, then all of `delete`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Change {
-    /// Slots, members, ranges, services, addresses.
+    /// Slots, members, ranges, tables, services, addresses.
     put: BTreeMap<MapName, Entries>,
     /// Addresses, services, then the rest.
     delete: BTreeMap<MapName, Entries>,
 }
 
 /// The order of writing.
-const PUT_ORDER: [MapName; 5] = [
+const PUT_ORDER: [MapName; 6] = [
     MapName::Slots,
     MapName::Members,
     MapName::Ranges,
+    MapName::Tables,
     MapName::Services,
     MapName::Frontends,
 ];
@@ -124,11 +130,11 @@ impl Change {
         gone.map(|key| (key.service, key.endpoint)).collect()
     }
 
-    fn put<K: Plain, V: Plain>(&mut self, map: MapName, key: &K, value: &V) {
+    pub(super) fn put<K: Plain, V: Plain>(&mut self, map: MapName, key: &K, value: &V) {
         self.put.entry(map).or_default().put(key, value);
     }
 
-    fn delete<K: Plain>(&mut self, map: MapName, key: &K) {
+    pub(super) fn delete<K: Plain>(&mut self, map: MapName, key: &K) {
         self.delete.entry(map).or_default().delete(key);
     }
 }
@@ -144,6 +150,8 @@ pub struct KnownService {
     pub members: BTreeSet<(u32, Endpoint)>,
     /// Source ranges.
     pub ranges: BTreeSet<(u32, Addr)>,
+    /// Tables of consistent hashing, by set and generation.
+    pub tables: BTreeMap<(u32, u32), KnownTable>,
 }
 
 /// What the maps have of one family.
@@ -273,9 +281,13 @@ fn port(id: u32, plan: &PortPlan, known: &mut KnownService, change: &mut Change)
         change.delete(MapName::Ranges, &range_key(id, range));
     }
     known.ranges.clone_from(&plan.ranges);
-    if known.value != Some(plan.service) {
-        change.put(MapName::Services, &id, &plan.service);
-        known.value = Some(plan.service);
+    let value = Service {
+        tables: table::tables(id, &plan.service, known, change),
+        ..plan.service
+    };
+    if known.value != Some(value) {
+        change.put(MapName::Services, &id, &value);
+        known.value = Some(value);
     }
 }
 
@@ -350,6 +362,7 @@ fn forget(known: &mut Known, id: u32, change: &mut Change) {
     if service.value.is_some() {
         change.delete(MapName::Services, &id);
     }
+    table::forget(id, &service, change);
     for (set, slots) in (0..).zip(&mut service.slots) {
         self::slots(id, set, &BTreeSet::new(), slots, change);
     }

@@ -17,10 +17,11 @@ pub mod observe;
 pub mod plan;
 pub mod sizes;
 pub mod stats;
+pub mod table;
+pub mod vanished;
 
 #[cfg(test)]
 mod properties;
-pub mod vanished;
 
 use std::path::PathBuf;
 

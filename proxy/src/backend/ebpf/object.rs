@@ -6,7 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use aya::programs::Program;
+use aya::programs::{Program, ProgramType};
+use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Ebpf, EbpfLoader};
 use linux::bpf::{self, Map};
 use nix::errno::Errno;
@@ -29,13 +30,14 @@ const MAPS: &str = "maps-";
 const TAKEN_OVER: [&str; 3] = ["FLOWS", "SOCKETS", "AFFINITIES"];
 
 /// Every map that user space reads or writes.
-pub(super) const ALL: [&str; 14] = [
+pub(super) const ALL: [&str; 15] = [
     "CONFIG",
     "FRONTENDS",
     "SERVICES",
     "SLOTS",
     "MEMBERS",
     "RANGES",
+    "TABLES",
     "NODE_ADDRS",
     "IFACES",
     "AFFINITIES",
@@ -110,6 +112,8 @@ pub fn open(place: &Place) -> Result<(Object, Maps)> {
     let mut loader = EbpfLoader::new();
     // Nothing in the programs is relocated by the kernel's types, which take a second to read.
     loader.btf(None).default_map_pin_directory(&maps_dir);
+    let reads_kernel = u32::from(reads_kernel());
+    loader.override_global("READS_KERNEL", &reads_kernel, true);
     for (name, size) in &sizes.0 {
         loader.map_max_entries(name, *size);
     }
@@ -135,6 +139,19 @@ pub fn open(place: &Place) -> Result<(Object, Maps)> {
         _lock: lock,
     };
     Ok((object, Maps(maps)))
+}
+
+/// Whether programs at sockets may read the kernel's memory, as they do to find a pod's address.
+fn reads_kernel() -> bool {
+    let at_sockets = ProgramType::CgroupSockAddr;
+    let may = is_helper_supported(at_sockets, BpfHelper::BPF_FUNC_probe_read_kernel);
+    let may = may.unwrap_or(false);
+    if !may {
+        tracing::warn!(
+            "this kernel lets no program at a socket read its memory: pods cannot be told by address there, so session affinity does not hold for them and source ranges keep them out"
+        );
+    }
+    may
 }
 
 /// Sees to it that one process alone writes the maps of a node: two would undo each other's work.

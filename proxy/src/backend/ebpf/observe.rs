@@ -1,13 +1,16 @@
 //! What the maps of an earlier process hold.
 
+use std::collections::BTreeMap;
+
 use ebpf_common::abi::{
-    Endpoint, Frontend, FrontendKey, MemberKey, Plain, RANGE_BITS, RangeKey, Service, SlotKey,
-    from_bytes, is_v4,
+    Endpoint, Frontend, FrontendKey, MemberKey, Places, Plain, RANGE_BITS, RangeKey, Service,
+    SlotKey, TableKey, from_bytes, is_v4,
 };
 use linux::bpf::Map;
 
 use super::diff::{Known, MapName};
 use super::object::Maps;
+use super::table::KnownTable;
 
 /// Reads all entries of one family.
 ///
@@ -46,6 +49,18 @@ pub fn observe(maps: &Maps, v4: bool) -> linux::Result<Known> {
             let bits = key.bits.saturating_sub(RANGE_BITS);
             service.ranges.insert((bits, key.addr));
         }
+    }
+    let mut tables: BTreeMap<_, BTreeMap<u32, Places>> = BTreeMap::new();
+    for (key, places) in entries::<TableKey, Places>(maps.of(MapName::Tables))? {
+        if ours(key.service) {
+            let of = (key.service, (key.set, key.generation));
+            tables.entry(of).or_default().insert(key.part, places);
+        }
+    }
+    for ((service, of), parts) in tables {
+        let table = KnownTable::of(parts.iter().map(|(number, part)| (*number, part)));
+        let service = known.services.entry(service).or_default();
+        service.tables.insert(of, table);
     }
     known.services.retain(|id, _| ours(*id));
     Ok(known)

@@ -9,6 +9,7 @@ use ebpf_common::abi::{
     KIND_CLUSTER, KIND_EXTERNAL, PATH_CLUSTER, PATH_DROP, PATH_LOCAL, PATH_MASQUERADE, PATH_REJECT,
     RANGE_BITS, RangeKey, Service,
 };
+use ebpf_common::maglev;
 use ebpf_common::resolve::wildcard;
 
 use crate::model::{BySource, Decision, Path, Protocol, Set, SourceFilter, Verdict};
@@ -109,6 +110,12 @@ pub fn plan_port(decision: &Decision) -> Option<PortPlan> {
             Family::V4 => 4,
             Family::V6 => 6,
         },
+        table_size: decision.table_size.map_or(0, |asked| {
+            let most = plan.sets.iter().map(BTreeSet::len).max().unwrap_or(0);
+            maglev::size_for(asked, most)
+        }),
+        // Which tables there are is known to the maps alone.
+        tables: [0; 2],
     };
     Some(plan)
 }

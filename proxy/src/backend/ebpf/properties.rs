@@ -6,14 +6,15 @@ use std::sync::Arc;
 
 use api::cidr::Family;
 use ebpf_common::abi::{
-    Endpoint, Frontend, FrontendKey, MemberKey, Plain, RangeKey, Service, SlotKey, bytes_of,
-    from_bytes,
+    Endpoint, Frontend, FrontendKey, MemberKey, PLACES, Places, Plain, RangeKey, Service, SlotKey,
+    TableKey, bytes_of, from_bytes,
 };
 use proptest::prelude::*;
 
 use super::desired::Desired;
 use super::diff::{Change, Known, MapName, full, touched};
 use super::plan::range_key;
+use super::table::KnownTable;
 use crate::backend::nftables::tests::{decisions, settings, shorts};
 use crate::model::{Decision, Decisions, Protocol};
 
@@ -77,11 +78,53 @@ impl Maps {
                     let found = self.get::<SlotKey, Endpoint>(MapName::Slots, &key);
                     assert!(found.is_some(), "{key:?} is empty");
                 }
+                self.check_table(service, set, &value);
             }
         }
     }
 
-    /// The maps that hold what is known.
+    /// A table that a service refers to is whole, and all its places lead to endpoints.
+    fn check_table(&self, service: u32, set: u32, value: &Service) {
+        let generation = value.tables[set as usize];
+        if generation == 0 {
+            return;
+        }
+        for place in 0..value.table_size {
+            let part = place / PLACES;
+            let key = TableKey {
+                service,
+                set,
+                generation,
+                part,
+            };
+            let found = self.get::<TableKey, Places>(MapName::Tables, &key);
+            let index = found.unwrap().0[(place % PLACES) as usize].into();
+            let key = SlotKey {
+                service,
+                set,
+                index,
+            };
+            let found = self.get::<SlotKey, Endpoint>(MapName::Slots, &key);
+            assert!(found.is_some(), "{key:?} is empty, place {place}");
+        }
+    }
+
+    /// The tables, as a new process sees them.
+    fn tables(&self) -> BTreeMap<(u32, (u32, u32)), KnownTable> {
+        let mut tables: BTreeMap<_, BTreeMap<u32, Places>> = BTreeMap::new();
+        for (key, places) in self.all::<TableKey, Places>(MapName::Tables) {
+            let of = (key.service, (key.set, key.generation));
+            tables.entry(of).or_default().insert(key.part, places);
+        }
+        let table =
+            |parts: &BTreeMap<u32, Places>| KnownTable::of(parts.iter().map(|(n, p)| (*n, p)));
+        tables
+            .iter()
+            .map(|(of, parts)| (*of, table(parts)))
+            .collect()
+    }
+
+    /// The maps that hold what is known, but tables.
     fn of(known: &Known) -> Self {
         let mut maps = Self::default();
         for (key, value) in &known.frontends {
@@ -129,6 +172,7 @@ fn varied(decisions: Decisions) -> Decisions {
             let serving = decision.targets.iter();
             decision.serving = serving.map(|t| (t.ip, t.port).into()).collect();
         }
+        decision.table_size = (decision.port % 3 == 0).then_some(251);
         (decision.name.clone(), Arc::new(decision))
     });
     each.collect()
@@ -148,7 +192,17 @@ fn change(desired: &mut Desired, before: &Decisions, after: &Decisions) {
 /// What is known is what the maps hold and what is wanted: the plans' endpoints, at the addresses of
 /// whoever has them.
 fn check(desired: &Desired, known: &Known, maps: &Maps) {
-    assert_eq!(&Maps::of(known), maps);
+    let mut rest = maps.clone();
+    rest.0.remove(&MapName::Tables);
+    assert_eq!(Maps::of(known), rest);
+    let services = known.services.iter();
+    let tables = services.flat_map(|(id, service)| {
+        service
+            .tables
+            .iter()
+            .map(|(of, table)| ((*id, *of), *table))
+    });
+    assert_eq!(tables.collect::<BTreeMap<_, _>>(), maps.tables());
     let again = full(desired, &mut known.clone());
     assert_eq!((again.puts(), again.deletes()), (0, 0));
     for (name, plan) in desired.ports() {

@@ -27,6 +27,8 @@ impl Sizes {
             ("SLOTS", 2_097_152),
             ("MEMBERS", 2_097_152),
             ("RANGES", 262_144),
+            // 1024 of the usual size.
+            ("TABLES", 65_536),
             ("NODE_ADDRS", 4096),
             ("IFACES", 8192),
             // These are set aside at once.
@@ -79,6 +81,6 @@ mod tests {
     fn other_sizes_have_another_tag() {
         let (a, b) = (Sizes::of(0, None), Sizes::of(0, Some(100)));
         assert_ne!(a.tag(), b.tag());
-        assert!(a.tag().starts_with("v1-"), "{}", a.tag());
+        assert!(a.tag().starts_with("v2-"), "{}", a.tag());
     }
 }

@@ -73,6 +73,7 @@ fn decision((ip, port, protocol, node_port, endpoints): Short) -> Decision {
         affinity_seconds: None,
         health_check_node_port: None,
         targets: (0..endpoints).map(target).collect(),
+        table_size: None,
         local_ready: 0,
         serving: [].into(),
         internal: all(false),

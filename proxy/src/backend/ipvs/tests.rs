@@ -98,6 +98,7 @@ fn decision(service: &str, n: u8, protocol: Protocol, endpoints: &[&str]) -> Dec
         affinity_seconds: None,
         health_check_node_port: None,
         targets: targets.into(),
+        table_size: None,
         local_ready: 0,
         serving: Arc::default(),
         internal: of(false, true),

@@ -113,6 +113,7 @@ fn decision(short: Short) -> Decision {
         affinity_seconds: short.affinity.map(u32::from),
         health_check_node_port: None,
         targets: targets.clone(),
+        table_size: None,
         local_ready: 0,
         serving: [].into(),
         internal: BySource {
