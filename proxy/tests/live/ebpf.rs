@@ -157,6 +157,15 @@ fn ask_on(place: &lab::place::Place, to: &str, stop: &AtomicBool, counts: &[Atom
     });
 }
 
+/// Ends threads that work on also when the test panics.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn programs_and_endpoints_change_under_traffic() {
     let Some(lab) = lab("programs_and_endpoints_change_under_traffic") else {
@@ -174,6 +183,7 @@ fn programs_and_endpoints_change_under_traffic() {
     let counts = [AtomicUsize::new(0), AtomicUsize::new(0)];
     let (p1, cli) = (lab.p1.twin(), lab.cli.twin());
     std::thread::scope(|scope| {
+        let ends = Stop(&stop);
         scope.spawn(|| ask_on(&p1, "172.30.0.41:80", &stop, &counts));
         scope.spawn(|| ask_on(&p1, "[fd00:172::41]:80", &stop, &counts));
         scope.spawn(|| ask_on(&cli, "192.168.0.2:30041", &stop, &counts));
@@ -190,7 +200,7 @@ fn programs_and_endpoints_change_under_traffic() {
             lab.stop(Signal::SIGKILL);
             lab.start();
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(ends);
     });
     let [good, bad] = counts.map(AtomicUsize::into_inner);
     println!(
@@ -342,13 +352,14 @@ fn filters_of_clsact_serve_clients_outside_as_links_do() {
     let counts = [AtomicUsize::new(0), AtomicUsize::new(0)];
     let cli = lab.cli.twin();
     std::thread::scope(|scope| {
+        let ends = Stop(&stop);
         scope.spawn(|| ask_on(&cli, "192.168.0.2:30041", &stop, &counts));
         scope.spawn(|| ask_on(&cli, "[2001:db8::2]:30041", &stop, &counts));
         for _ in 0..3 {
             lab.stop(Signal::SIGKILL);
             lab.start();
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(ends);
     });
     let [good, bad] = counts.map(AtomicUsize::into_inner);
     assert_eq!(bad, 0, "of {good}");

@@ -4,8 +4,9 @@
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use aya::programs::{Program, ProgramType};
 use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Ebpf, EbpfLoader};
@@ -25,6 +26,11 @@ const LINKS: &str = "links";
 
 /// First letters of directories with maps.
 const MAPS: &str = "maps-";
+
+/// How long a process that was told to end may take until the next one gives up, and how often that
+/// one looks.
+const LOCK_WAIT: Duration = Duration::from_secs(3);
+const LOCK_REST: Duration = Duration::from_millis(20);
 
 /// Maps whose entries are taken over from an earlier layout, as far as keys and values are as long.
 const TAKEN_OVER: [&str; 3] = ["FLOWS", "SOCKETS", "AFFINITIES"];
@@ -155,19 +161,23 @@ fn reads_kernel() -> bool {
 }
 
 /// Sees to it that one process alone writes the maps of a node: two would undo each other's work.
-/// The kernel lets go of the lock with the process.
+/// The kernel lets go of the lock with the process, and with programs that it was about to start.
 fn lock(dir: &Path) -> Result<Flock<File>> {
-    let file = File::open(dir).with_context(|| format!("open {}", dir.display()))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
-        if error == Errno::EWOULDBLOCK {
-            anyhow!(
+    let give_up = Instant::now() + LOCK_WAIT;
+    loop {
+        let file = File::open(dir).with_context(|| format!("open {}", dir.display()))?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((_, Errno::EWOULDBLOCK)) if Instant::now() < give_up => {
+                std::thread::park_timeout(LOCK_REST);
+            }
+            Err((_, Errno::EWOULDBLOCK)) => bail!(
                 "{} is in use by another process: two cannot serve one node; give each node its own --ebpf-pin-dir or --hostname-override",
                 dir.display()
-            )
-        } else {
-            anyhow!("lock {}: {}", dir.display(), error.desc())
+            ),
+            Err((_, error)) => bail!("lock {}: {}", dir.display(), error.desc()),
         }
-    })
+    }
 }
 
 /// Loads all programs, and says of each that the kernel refuses why.

@@ -89,23 +89,26 @@ impl Maps {
         if generation == 0 {
             return;
         }
-        for place in 0..value.table_size {
-            let part = place / PLACES;
+        let mut slots: BTreeSet<u16> = BTreeSet::new();
+        for part in 0..value.table_size.div_ceil(PLACES) {
             let key = TableKey {
                 service,
                 set,
                 generation,
                 part,
             };
-            let found = self.get::<TableKey, Places>(MapName::Tables, &key);
-            let index = found.unwrap().0[(place % PLACES) as usize].into();
+            let found = self.get::<TableKey, Places>(MapName::Tables, &key).unwrap();
+            let left = value.table_size - part * PLACES;
+            slots.extend(&found.0[..left.min(PLACES) as usize]);
+        }
+        for slot in slots {
             let key = SlotKey {
                 service,
                 set,
-                index,
+                index: slot.into(),
             };
             let found = self.get::<SlotKey, Endpoint>(MapName::Slots, &key);
-            assert!(found.is_some(), "{key:?} is empty, place {place}");
+            assert!(found.is_some(), "{key:?} is empty");
         }
     }
 
