@@ -68,12 +68,13 @@ pub(crate) fn control_plane_cgroup(layout: &Layout) -> String {
 /// Names of the daemons of a node.
 pub(crate) const NODE_DAEMONS: [&str; 3] = ["overlay", "kubelet", "proxy"];
 
-/// The daemons of one node, in its namespace.
+/// The daemons of one node, in its namespace. `policies`: network policies can be enforced.
 pub(crate) fn node(
     layout: &Layout,
     node: &NodeLayout,
     bin: &Path,
     groups: &Hierarchies,
+    policies: bool,
 ) -> Vec<Service> {
     let pki = layout.control_plane_dir().join("nodes").join(&node.name);
     let path = |p: PathBuf| p.to_string_lossy().into_owned();
@@ -102,7 +103,7 @@ pub(crate) fn node(
                 ("--node-name", &node.name),
                 ("--iface", "eth0"),
                 ("--cluster-cidr", CLUSTER_CIDR),
-                ("--network-policy", "true"),
+                ("--network-policy", if policies { "true" } else { "false" }),
                 ("--cni-conf-dir", &sub("cni/net.d")),
                 ("--cni-state-dir", &sub("cni/state")),
             ],

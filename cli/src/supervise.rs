@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use linux::cgroup::Hierarchies;
+use linux::nftables::{Family, Nftables};
 use linux::patience::scaled;
 use linux::process;
 use nix::sys::signal::{SigSet, Signal};
@@ -33,6 +34,15 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Pids by daemon name, as written to [`Layout::pids_file`].
 pub(crate) type Pids = BTreeMap<String, u32>;
+
+/// Whether this kernel can hold network policies. A node's `overlay` that is to enforce them is not
+/// ready before they hold.
+///
+/// # Errors
+/// The kernel lacks the tables that they are in.
+pub(crate) fn has_policies() -> linux::Result<()> {
+    Nftables::open_for(Family::Inet).map(drop)
+}
 
 struct Supervisor {
     layout: Layout,
@@ -60,8 +70,9 @@ pub(crate) fn run(args: ClusterArgs) -> Result<()> {
         .recv_timeout(scaled(READY_TIMEOUT))
         .context("the control plane did not become ready")?;
     let mut waiting = Vec::new();
+    let policies = has_policies().is_ok();
     for node in layout.nodes() {
-        for service in daemons::node(&layout, &node, &bin, &groups) {
+        for service in daemons::node(&layout, &node, &bin, &groups, policies) {
             waiting.push((service.name.clone(), supervisor.keep(service)));
         }
     }

@@ -12,6 +12,7 @@ use linux::patience::scaled;
 use linux::process::{self, Daemon};
 
 use crate::layout::{Layout, STATE_DIR};
+use crate::supervise::has_policies;
 use crate::{api, daemons, down, image, network, prove, say};
 
 /// Programs that must sit beside this one.
@@ -127,6 +128,11 @@ async fn begin(layout: &Layout, bare: bool, start: Instant) -> Result<()> {
     if !bare && sample.join().map_or(true, |loaded| loaded.is_err()) {
         // Once more, for the error: a thread can only say that it failed.
         image::load_sample(layout)?;
+    }
+    if let Err(error) = has_policies() {
+        say(&format!(
+            "network policies are not enforced on this kernel: {error}"
+        ));
     }
     let ready = supervise(layout)?;
     let client = api::connect(&layout.kubeconfig()).await?;

@@ -29,6 +29,13 @@ const CLUSTER: &str = "ipvs_cluster";
 const TROUBLES: &str = "ipvs_in_troubles_of_the_api_server";
 const KILLS: &str = "ipvs_killed_at_random_moments";
 
+/// Of the overlay daemon: its network, what comes back, and its restart under traffic.
+const OVERLAY: &[&str] = &[
+    "pods_of_three_nodes",
+    "what_is_removed_comes_back",
+    "a_restart_drops_nothing",
+];
+
 /// A test program, and the arguments that choose what runs of it.
 type Part = (&'static str, &'static [&'static str]);
 
@@ -43,6 +50,19 @@ const LANES: &[(Lane, &[Part])] = &[
             ("ipvs_live", &[]),
             ("ipvs_services", &[]),
             ("nfacct", &[]),
+            // Of other suites, what needs no nf_tables, as far as it takes little time.
+            ("kernel", &["--skip", "iptables_of", "--skip", "wireguard"]),
+            ("cni-plugin/live", &["verbs::", "traffic::"]),
+            ("cni-plugin/overlay", OVERLAY),
+            (
+                "proxy/live",
+                &[
+                    "iptables::",
+                    "come_back_in_the_old",
+                    "--skip",
+                    "killed_and_started",
+                ],
+            ),
             ("tables", &["--exact", "ipvs", TROUBLES, KILLS]),
         ],
     ),
@@ -129,14 +149,14 @@ struct Guest {
     script: String,
 }
 
-/// Test programs' files by name.
+/// Test programs' files by name, and by the folder of their package and name: `proxy/live`.
 type Programs = BTreeMap<String, PathBuf>;
 
 /// Builds the test programs, and the programs that they start. Packages are chosen as in the stages
 /// before, so that nothing is built twice.
 fn build() -> Result<Programs> {
     let parts = LANES.iter().flat_map(|(_, parts)| *parts);
-    let names: BTreeSet<&str> = parts.map(|(name, _)| *name).collect();
+    let names: BTreeSet<&str> = parts.map(|(name, _)| short(name)).collect();
     let mut args = vec!["test", "--workspace", "--exclude", "seaway-tests"];
     for name in names {
         args.extend(["--test", name]);
@@ -151,14 +171,14 @@ fn build() -> Result<Programs> {
 
 /// Builds one test program of the workspace, and the programs that it starts.
 pub(crate) fn build_one(name: &str) -> Result<PathBuf> {
-    let own = root_dir().join("tests/tests");
+    let (own, test) = (root_dir().join("tests/tests"), short(name));
     let is_own = own.join(format!("{name}.rs")).exists() || own.join(name).exists();
     let packages: &[&str] = if is_own {
         &["-p", "seaway-tests"]
     } else {
         &["--workspace", "--exclude", "seaway-tests"]
     };
-    let mut programs = build_tests(&[&["test"], packages, &["--test", name]].concat())?;
+    let mut programs = build_tests(&[&["test"], packages, &["--test", test]].concat())?;
     cargo(&["build", "--workspace", "--bins", "--quiet"]).run()?;
     programs
         .remove(name)
@@ -175,13 +195,18 @@ fn build_tests(args: &[&str]) -> Result<Programs> {
         .context("build the tests")?;
     let mut programs = BTreeMap::new();
     for line in output.text().lines() {
-        let Some((_, rest)) = line.split_once("\"executable\":\"") else {
+        let value = |key: &str| {
+            let (_, rest) = line.split_once(&format!("\"{key}\":\""))?;
+            rest.split('"').next().map(PathBuf::from)
+        };
+        let (Some(path), Some(manifest)) = (value("executable"), value("manifest_path")) else {
             continue;
         };
-        let path = PathBuf::from(rest.split('"').next().unwrap_or_default());
         let stem = path.file_name().unwrap_or_default().to_string_lossy();
-        if let Some((name, _hash)) = stem.rsplit_once('-') {
-            programs.insert(name.to_owned(), path.clone());
+        let folder = manifest.parent().and_then(|folder| folder.file_name());
+        if let (Some((name, _hash)), Some(folder)) = (stem.rsplit_once('-'), folder) {
+            let long = format!("{}/{name}", folder.to_string_lossy());
+            programs.extend([(name.to_owned(), path.clone()), (long, path.clone())]);
         }
     }
     Ok(programs)
@@ -229,6 +254,11 @@ fn pair(programs: &Programs) -> Result<[Guest; 2]> {
         flags: vec![format!("--segment={segment}"), "--memory=1024".to_owned()],
         script: format!("SEAWAY_NODE={number} exec {program} --show-output"),
     }))
+}
+
+/// A test's own name.
+fn short(name: &str) -> &str {
+    name.rsplit('/').next().unwrap_or(name)
 }
 
 fn file<'a>(programs: &'a Programs, name: &str) -> Result<std::path::Display<'a>> {

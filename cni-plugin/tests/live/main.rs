@@ -16,5 +16,4 @@ mod options;
 mod ports;
 mod state;
 mod traffic;
-mod units;
 mod verbs;
