@@ -39,6 +39,9 @@ const OVERLAY: &[&str] = &[
 /// A test program, and the arguments that choose what runs of it.
 type Part = (&'static str, &'static [&'static str]);
 
+/// The part of the packet tests that does not ask the kernel anything new a second time.
+const MILLION: &str = "malformed_packets_by_the_million";
+
 /// What runs in each lane. Nothing of it may be skipped there. The slow lane leaves out what depends
 /// neither on nf_tables nor on the kernel's version.
 const LANES: &[(Lane, &[Part])] = &[
@@ -64,6 +67,8 @@ const LANES: &[(Lane, &[Part])] = &[
                 ],
             ),
             ("tables", &["--exact", "ipvs", TROUBLES, KILLS]),
+            ("ebpf_packets", &["--skip", MILLION]),
+            ("live", &["ebpf::consistent_hashing", "ebpf::sockets_see"]),
         ],
     ),
     (
@@ -78,6 +83,8 @@ const LANES: &[(Lane, &[Part])] = &[
             ("ipvs_services", &["--skip", "every_scheduler"]),
             ("nfacct", &[]),
             ("tables", &["--exact", "ipvs"]),
+            ("ebpf_packets", &["--skip", MILLION]),
+            ("live", &["ebpf::connected_udp"]),
         ],
     ),
 ];

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 
@@ -85,6 +86,12 @@ impl Attr {
         let mut attr = [0; 16];
         attr[..words.len()].copy_from_slice(words);
         Self(attr)
+    }
+
+    /// The first of the two 32 bit fields of a word, as the kernel has left it.
+    fn low(&self, word: usize) -> u32 {
+        let [a, b, c, d, ..] = self.0[word].to_ne_bytes();
+        u32::from_ne_bytes([a, b, c, d])
     }
 }
 
@@ -242,10 +249,15 @@ impl Map {
     pub fn update(&self, key: &[u8], value: &[u8]) -> Result<()> {
         self.check("write", key, value.len())?;
         let fd = u64::from(raw(self.fd.as_fd()));
-        let mut attr = Attr::new(&[fd, address(key), address(value), 0]);
-        bpf(MAP_UPDATE_ELEM, &mut attr)
-            .map(drop)
-            .map_err(|e| self.error("write", e))
+        let mut patience = Patience::default();
+        loop {
+            let mut attr = Attr::new(&[fd, address(key), address(value), 0]);
+            match bpf(MAP_UPDATE_ELEM, &mut attr) {
+                Ok(_) => return Ok(()),
+                Err(e) if patience.has_waited(&e) => {}
+                Err(e) => return Err(self.error("write", e)),
+            }
+        }
     }
 
     /// Takes an entry away; whether there was one.
@@ -303,12 +315,29 @@ impl Map {
         Ok(keys)
     }
 
-    /// All entries.
+    /// How many entries there are.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn count(&self) -> Result<usize> {
+        if !is_by_hash(self.info.kind) {
+            return Ok(self.keys()?.len());
+        }
+        let mut count = 0;
+        self.read_many(|_, _| count += 1)?;
+        Ok(count)
+    }
+
+    /// All entries, in no order.
     ///
     /// # Errors
     /// The kernel's refusal.
     pub fn entries(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
         let mut entries = Vec::new();
+        if is_by_hash(self.info.kind) {
+            self.read_many(|key, value| entries.push((key.to_vec(), value.to_vec())))?;
+            return Ok(entries);
+        }
         for key in self.keys()? {
             if let Some(value) = self.lookup(&key)? {
                 entries.push((key, value));
@@ -350,8 +379,7 @@ impl Map {
                 }
                 Err(e) => return Err(self.error("read", e)),
             };
-            let [a, b, c, d, ..] = attr.0[4].to_ne_bytes();
-            let found = (u32::from_ne_bytes([a, b, c, d]) as usize).min(room);
+            let found = (attr.low(4) as usize).min(room);
             let entries = keys.chunks_exact(key).zip(values.chunks_exact(value));
             for (key, value) in entries.take(found) {
                 each(key, value);
@@ -391,29 +419,69 @@ impl Map {
         if keys.len() != count * key || values.is_some_and(|v| v.len() != count * value) {
             return Err(self.error(op, io::Error::other("a batch with half an entry")));
         }
-        for from in (0..count).step_by(BATCH_MAX) {
+        let mut patience = Patience::default();
+        let mut from = 0;
+        while from < count {
             let n = BATCH_MAX.min(count - from);
             let keys = &keys[from * key..(from + n) * key];
             let values = values.map(|v| &v[from * value..(from + n) * value]);
-            let n = u32::try_from(n).unwrap_or_default();
+            let many = u32::try_from(n).unwrap_or_default();
             let mut attr = Attr::new(&[
                 0,
                 0,
                 address(keys),
                 values.map_or(0, address),
-                pair(n, raw(self.fd.as_fd())),
+                pair(many, raw(self.fd.as_fd())),
                 0,
                 0,
             ]);
-            bpf(command, &mut attr).map_err(|e| self.error(op, e))?;
+            match bpf(command, &mut attr) {
+                Ok(_) => from += n,
+                Err(e) => {
+                    let done = (attr.low(4) as usize).min(n);
+                    if done > 0 && done < n {
+                        patience = Patience::default();
+                    }
+                    if !patience.has_waited(&e) {
+                        return Err(self.error(op, e));
+                    }
+                    from += if done < n { done } else { 0 };
+                }
+            }
         }
         Ok(())
+    }
+}
+
+/// Elements of maps by hash are taken from a small store that the kernel refills a moment later: it
+/// may be empty for a moment when many are written (`kernel/bpf/memalloc.c`).
+#[derive(Debug, Default)]
+struct Patience(u32);
+
+impl Patience {
+    /// How often in a row the kernel may have no memory, and how long it is left alone each time.
+    const TRIES: u32 = 250;
+    const REST: Duration = Duration::from_millis(4);
+
+    /// Waits where that may help.
+    fn has_waited(&mut self, error: &io::Error) -> bool {
+        if error.raw_os_error() != Some(libc::ENOMEM) || self.0 == Self::TRIES {
+            return false;
+        }
+        self.0 += 1;
+        std::thread::park_timeout(Self::REST);
+        true
     }
 }
 
 /// `BPF_MAP_TYPE_PERCPU_HASH`, `PERCPU_ARRAY` and `LRU_PERCPU_HASH`.
 fn is_per_cpu(kind: u32) -> bool {
     matches!(kind, 5 | 6 | 10)
+}
+
+/// `BPF_MAP_TYPE_HASH`, `PERCPU_HASH`, `LRU_HASH` and `LRU_PERCPU_HASH`.
+fn is_by_hash(kind: u32) -> bool {
+    matches!(kind, 1 | 5 | 9 | 10)
 }
 
 /// Whether programs can be attached to interfaces by TCX (Linux 6.6).

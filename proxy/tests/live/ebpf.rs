@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::lab::talk::still_alive;
 use crate::lab::{self, Lab, service};
-use ebpf_common::abi::UDP;
+use ebpf_common::abi::{TCP, UDP};
 use ebpf_common::maglev;
 use ebpf_common::resolve::scale;
 use linux::Host as _;
@@ -24,6 +24,10 @@ const ALL: &[(&str, &str)] = &[
 ];
 
 const SPEC: &str = "{type: NodePort, clusterIP: 172.30.0.41, clusterIPs: [172.30.0.41, \"fd00:172::41\"], ports: [{port: 80, nodePort: 30041}, {name: udp, port: 80, protocol: UDP, nodePort: 30041}]}";
+
+/// A service without endpoints.
+const EMPTY: &str =
+    "{clusterIP: 172.30.0.42, ports: [{port: 80}, {name: udp, port: 80, protocol: UDP}]}";
 
 /// Programs replaced, and endpoints changed, while connections are made.
 const RESTARTS: usize = 20;
@@ -47,14 +51,7 @@ fn sockets_see_the_service_and_reach_an_endpoint() {
         return;
     };
     lab.write("web.yaml", &service("web", SPEC, ALL));
-    lab.write(
-        "no.yaml",
-        &service(
-            "empty",
-            "{clusterIP: 172.30.0.42, ports: [{port: 80}, {name: udp, port: 80, protocol: UDP}]}",
-            &[],
-        ),
-    );
+    lab.write("no.yaml", &service("empty", EMPTY, &[]));
     lab.start();
     for to in [
         "172.30.0.41:80",
@@ -322,6 +319,68 @@ fn after_cleanup_nothing_is_translated_and_nothing_is_left() {
     lab.wait("node ports to go", |lab| {
         lab.cli.ask("192.168.0.2:30041") == Err(ErrorKind::ConnectionRefused)
     });
+}
+
+/// Counts packets at every hook of the node: none carries the service's address, none meets a rule for
+/// translating addresses, and no connection is tracked as translated.
+#[test]
+fn no_packet_of_a_pods_connection_meets_a_nat_rule() {
+    const HOOKS: [&str; 5] = ["prerouting", "input", "forward", "output", "postrouting"];
+    let Some(mut lab) = lab("no_packet_of_a_pods_connection_meets_a_nat_rule") else {
+        return;
+    };
+    let mut text = String::from("table inet watch { counter endpoint {}; ");
+    for hook in HOOKS {
+        text += &format!(
+            "counter vip_{hook} {{}}; chain {hook} {{ type filter hook {hook} priority -350; "
+        );
+        for side in ["saddr", "daddr"] {
+            text += &format!(
+                "ip {side} 172.30.0.0/16 counter name vip_{hook}; ip6 {side} fd00:172::/112 counter name vip_{hook}; "
+            );
+        }
+        text += "ip daddr 10.180.1.1 counter name endpoint; ip6 daddr fd00:180:1::1 counter name endpoint; }; ";
+    }
+    text += "}";
+    lab.run_program("nft", &[&text]);
+    lab.write("web.yaml", &service("web", SPEC, ALL));
+    lab.write("no.yaml", &service("empty", EMPTY, &[]));
+    lab.start();
+    let before = lab.run_program("nft", &["list", "counters", "table", "inet", "watch"]);
+    assert!(before.contains("endpoint"), "{before}");
+    for to in ["172.30.0.41:80", "[fd00:172::41]:80"] {
+        for _ in 0..30 {
+            still_alive(&mut lab.p1.connect(to));
+        }
+    }
+    datagrams(&lab);
+    let seen = lab.run_program("nft", &["list", "counters", "table", "inet", "watch"]);
+    let counters = packets(&seen);
+    for hook in HOOKS {
+        assert_eq!(counters[&format!("vip_{hook}")], 0, "{seen}");
+    }
+    assert!(counters["endpoint"] > 100, "{seen}");
+    // Nobody but the watcher has a hook, and no table translates addresses.
+    let all = lab.run_program("nft", &["list", "ruleset"]);
+    assert!(!all.contains("type nat"), "{all}");
+    for (ipv6, protocol) in [(false, TCP), (false, UDP), (true, TCP), (true, UDP)] {
+        let flows = lab.node.run(|| {
+            let mut table = linux::conntrack::Conntrack::open().unwrap();
+            table.list(ipv6, protocol).unwrap()
+        });
+        let translated: Vec<_> = flows.iter().filter(|flow| flow.is_translated()).collect();
+        assert!(translated.is_empty(), "{translated:?}");
+    }
+}
+
+/// Packets by name of a counter, of what `nft list counters` says.
+fn packets(text: &str) -> std::collections::BTreeMap<String, u64> {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let each = words
+        .windows(5)
+        .filter(|w| w[0] == "counter" && w[3] == "packets");
+    each.map(|w| (w[1].to_owned(), w[4].parse().unwrap()))
+        .collect()
 }
 
 /// As on kernels before TCX: filters stay when the proxy is killed, are replaced under traffic, give

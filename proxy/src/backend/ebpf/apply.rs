@@ -55,7 +55,13 @@ fn rank(family: Family) -> u8 {
 pub fn open(place: &Place, all: [Settings; 2]) -> Result<Vec<(Family, Box<dyn Backend>)>> {
     let cgroup = links::cgroup(place.cgroup.as_deref())?;
     let (object, maps) = object::open(place)?;
-    let offsets = match node::offsets() {
+    let offsets = if object.reads_kernel {
+        node::offsets()
+    } else {
+        let why = "this kernel lets no program at a socket do so";
+        Err(linux::Error::other("read the kernel's memory", why))
+    };
+    let offsets = match offsets {
         Ok(offsets) => Some(offsets),
         Err(error) => {
             tracing::warn!(

@@ -88,6 +88,8 @@ pub struct Object {
     ebpf: Ebpf,
     dir: PathBuf,
     maps_dir: PathBuf,
+    /// Programs at sockets may read the kernel's memory.
+    pub reads_kernel: bool,
     /// How programs are attached to interfaces.
     pub attach: Attach,
     /// Maps of an earlier process were found and are used on.
@@ -118,8 +120,9 @@ pub fn open(place: &Place) -> Result<(Object, Maps)> {
     let mut loader = EbpfLoader::new();
     // Nothing in the programs is relocated by the kernel's types, which take a second to read.
     loader.btf(None).default_map_pin_directory(&maps_dir);
-    let reads_kernel = u32::from(reads_kernel());
-    loader.override_global("READS_KERNEL", &reads_kernel, true);
+    let reads_kernel = reads_kernel();
+    let as_programs_see_it = u32::from(reads_kernel);
+    loader.override_global("READS_KERNEL", &as_programs_see_it, true);
     for (name, size) in &sizes.0 {
         loader.map_max_entries(name, *size);
     }
@@ -134,6 +137,7 @@ pub fn open(place: &Place) -> Result<(Object, Maps)> {
         ebpf,
         dir,
         maps_dir,
+        reads_kernel,
         attach: place.attach.unwrap_or_else(|| {
             if bpf::has_tcx() {
                 Attach::Tcx
@@ -151,13 +155,8 @@ pub fn open(place: &Place) -> Result<(Object, Maps)> {
 fn reads_kernel() -> bool {
     let at_sockets = ProgramType::CgroupSockAddr;
     let may = is_helper_supported(at_sockets, BpfHelper::BPF_FUNC_probe_read_kernel);
-    let may = may.unwrap_or(false);
-    if !may {
-        tracing::warn!(
-            "this kernel lets no program at a socket read its memory: pods cannot be told by address there, so session affinity does not hold for them and source ranges keep them out"
-        );
-    }
-    may
+    // A kernel without tracing knows the helper's name only, and aya then writes an older one there.
+    may.unwrap_or(false) && aya::features().bpf_probe_read_kernel()
 }
 
 /// Sees to it that one process alone writes the maps of a node: two would undo each other's work.

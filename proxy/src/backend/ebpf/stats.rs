@@ -55,7 +55,7 @@ pub fn render(maps: &Maps, names: &BTreeMap<u32, PortName>, ended: u64) -> linux
     line(format_args!("# TYPE seaway_ebpf_map_entries gauge"));
     for name in ALL.iter().filter(|name| !UNCOUNTED.contains(name)) {
         let map = maps.get(name);
-        let (count, max) = (map.keys()?.len(), map.info().max_entries);
+        let (count, max) = (map.count()?, map.info().max_entries);
         line(format_args!(
             "seaway_ebpf_map_entries{{map=\"{name}\"}} {count}"
         ));
@@ -63,7 +63,9 @@ pub fn render(maps: &Maps, names: &BTreeMap<u32, PortName>, ended: u64) -> linux
             "seaway_ebpf_map_max_entries{{map=\"{name}\"}} {max}"
         ));
     }
-    for (key, value) in maps.get("COUNTERS").entries()? {
+    let mut counters = maps.get("COUNTERS").entries()?;
+    counters.sort_unstable();
+    for (key, value) in counters {
         let Some(key) = from_bytes::<CounterKey>(&key) else {
             continue;
         };
