@@ -30,7 +30,7 @@ pub struct Desired {
     decisions: BTreeMap<PortName, Arc<Decision>>,
     ports: BTreeMap<PortName, PortPlan>,
     /// Who wants a virtual server. Where several do, the first by name has it.
-    claims: BTreeMap<ServerId, BTreeSet<PortName>>,
+    claims: BTreeMap<ServerId, Vec<PortName>>,
     marks: BTreeMap<u32, PortName>,
     /// How many want an entry or an address.
     entries: BTreeMap<Entry, u32>,
@@ -115,9 +115,12 @@ impl Desired {
         for id in &changed {
             let claims = self.claims.entry(*id).or_default();
             if new.frontends.contains_key(id) {
-                claims.insert(name.clone());
+                if let Err(at) = claims.binary_search(name) {
+                    claims.reserve_exact(1);
+                    claims.insert(at, name.clone());
+                }
             } else {
-                claims.remove(name);
+                claims.retain(|claim| claim != name);
             }
             if claims.is_empty() {
                 self.claims.remove(id);
