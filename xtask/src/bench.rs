@@ -26,6 +26,9 @@ pub(crate) fn run(name: Option<&str>, json: bool) -> Result<ExitCode> {
     if name.is_none_or(|name| name == "cni") {
         setup::reference_plugins()?;
     }
+    if name.is_none_or(|name| name == "overlay") {
+        setup::ensure(&[("iperf3", "iperf3")])?;
+    }
     let bin = match name {
         // Optimised builds take long, and most need one program.
         Some("cni") => run::build_some(&["cni-plugin"], &["seaway-cni"])?,

@@ -26,8 +26,9 @@ const TEST_PACKAGES: &[(&str, &str)] = &[
     ("nftables", "nft"),        // the dump before and after
     ("curl", "curl"),           // requests without credentials, which kubectl does not make
     ("iputils-ping", "ping"),
-    ("unzip", "unzip"),      // kubectl comes in an archive
-    ("etcd-server", "etcd"), // leases of the overlay, and what its client's build needs:
+    ("systemd", "systemd-analyze"), // what it says of our units
+    ("unzip", "unzip"),             // kubectl comes in an archive
+    ("etcd-server", "etcd"),        // leases of the overlay, and what its client's build needs:
     ("protobuf-compiler libprotobuf-dev", "protoc"),
     ("containerd", "containerd"), // a real runtime for the CNI plugin
     ("runc", "runc"),             // what it runs containers with

@@ -16,4 +16,5 @@ mod options;
 mod ports;
 mod state;
 mod traffic;
+mod units;
 mod verbs;

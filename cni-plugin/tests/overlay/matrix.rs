@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use cni_plugin::overlay::backend::{Backend, HostGw, Vxlan, WireGuard, WireGuardMode};
 use cni_plugin::overlay::keys;
-use cni_plugin::overlay::model::Settings;
+use cni_plugin::overlay::model::{IfaceChoice, Settings};
 use linux::addr::Addr;
 use linux::fdb::FdbEntry;
 use linux::link::{LinkChange, NewVxlan};
@@ -335,6 +335,70 @@ fn running_pods_follow_the_underlays_mtu() {
         });
         reach();
     }
+}
+
+/// A node gets other addresses while its daemon runs: device, annotations and the other node follow.
+#[test]
+fn a_node_whose_underlay_addresses_change_is_reached_by_the_new_ones() {
+    let test = "a_node_whose_underlay_addresses_change_is_reached_by_the_new_ones";
+    let Some(mut lab) = Lab::bare(test, true) else {
+        return;
+    };
+    for i in 1..=2 {
+        let mut node = lab.node(i, true);
+        node.settings.iface = IfaceChoice {
+            names: vec!["eth0".to_owned()],
+            ..IfaceChoice::default()
+        };
+        lab.nodes.push(node);
+    }
+    let api = lab.api.clone();
+    for node in &mut lab.nodes {
+        node.start(&api);
+    }
+    for node in &lab.nodes {
+        wait_until("the other node", || node.routes() == 2);
+    }
+    let (a, b) = (lab.nodes[0].pod("a"), lab.nodes[1].pod("b"));
+    let reach = || {
+        for (source, address) in a.ips.iter().zip(&b.ips) {
+            assert_eq!(seen_as(&a.netns, &b.netns, *address), *source);
+        }
+    };
+    reach();
+    let new = ["172.31.250.21/24", "fd00:31:250::21/64"];
+    let mut host = lab.nodes[0].kernel();
+    // Else the new one goes with the old.
+    let promote = "net/ipv4/conf/eth0/promote_secondaries";
+    host.set_sysctl(promote, "1").unwrap();
+    for (old, new) in lab.nodes[0].ips.iter().zip(new) {
+        let all = host.addrs("eth0").unwrap();
+        let old = all.iter().find(|addr| addr.net.ip() == *old).unwrap().net;
+        host.add_addr("eth0", &Addr::new(new.parse().unwrap()))
+            .unwrap();
+        host.del_addr("eth0", old).unwrap();
+    }
+    for (key, device, ip) in [
+        ("public-ip", "seaway.1", "172.31.250.21"),
+        ("public-ipv6", "seaway-v6.1", "fd00:31:250::21"),
+    ] {
+        let ip: IpAddr = ip.parse().unwrap();
+        wait_until("the device to have the new address", || {
+            let link = lab.nodes[0].kernel().link(device).unwrap();
+            link.and_then(|link| link.vxlan?.local) == Some(ip)
+        });
+        wait_until("the annotation", || {
+            let key = format!("flannel.alpha.coreos.com/{key}");
+            lab.api.annotations("n1")[key] == ip.to_string()
+        });
+        wait_until("the other node to know", || {
+            lab.nodes[1].state(device).contains(&format!(" {ip}\n"))
+        });
+    }
+    wait_until("the routes", || {
+        lab.nodes.iter().all(|node| node.routes() == 2)
+    });
+    reach();
 }
 
 /// A pod that has a larger packet size than its node can carry is told, to the byte.

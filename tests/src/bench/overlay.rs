@@ -2,8 +2,10 @@
 //! same netlink messages alone; how fast it mends; and the throughput between two pods beside a VXLAN
 //! device made by hand.
 
-use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+mod repair;
+mod stream;
+
+use std::net::{IpAddr, TcpListener};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Child;
@@ -31,13 +33,8 @@ const NODES: &str = "/api/v1/nodes";
 /// Other nodes in all.
 const SIZES: [u16; 3] = [10, 100, 1000];
 
-/// Changes of one node, and things broken, in each run.
+/// Changes of one node in each run.
 const CHANGES: u16 = 100;
-const BREAKS: usize = 30;
-
-/// Streams of each kind, and how long one lasts.
-const STREAMS: usize = 60;
-const STREAM: Duration = Duration::from_millis(400);
 
 /// Nothing here takes longer.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -261,33 +258,6 @@ fn until(what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<f64> {
     Ok(ms(start.elapsed()))
 }
 
-/// Someone deletes the device: from the kernel's first word of it until the last node's route is back,
-/// which comes after everything else. The kernel answers whoever deletes a device long after the device
-/// is gone, so the clock does not wait for the answer.
-fn without_device(
-    path: &Path,
-    host: &mut Kernel,
-    there: impl Fn(&mut Kernel) -> Result<bool>,
-) -> Result<f64> {
-    let mut other = Kernel::open_in(NetNs::open(path)?)?;
-    let index = |host: &mut Kernel| -> Result<Option<u32>> {
-        Ok(host.link("seaway.1")?.map(|link| link.index))
-    };
-    let before = index(host)?;
-    let monitor = Monitor::open_in(&NetNs::open(path)?, &[Group::Link])?;
-    let deleted = thread::spawn(move || other.delete_link("seaway.1"));
-    heard(&monitor)?;
-    let took = until("the device", || {
-        let now = index(host)?;
-        Ok(now.is_some() && now != before && there(host)?)
-    })?;
-    let Ok(result) = deleted.join() else {
-        bail!("the thread broke");
-    };
-    result?;
-    Ok(took)
-}
-
 /// Start, changes of one node, and repairs, with `others` other nodes.
 fn with_nodes(others: u16) -> Result<Vec<Figure>> {
     let mut lab = Lab::new(&format!("floor{others}"))?;
@@ -295,10 +265,11 @@ fn with_nodes(others: u16) -> Result<Vec<Figure>> {
     drop(lab);
     let mut lab = Lab::new(&format!("nodes{others}"))?;
     let (path, mut host, api) = one_node(&mut lab, others)?;
-    let start = lab.start(&api, &path, "self", &[])?;
+    let iface = ["--iface", "eth0"];
+    let start = lab.start(&api, &path, "self", &iface)?;
     let resident = lab.resident()?;
     lab.stop()?;
-    let again = lab.start(&api, &path, "self", &[])?;
+    let again = lab.start(&api, &path, "self", &iface)?;
     let monitor = Monitor::open_in(&NetNs::open(&path)?, &[Group::Neigh])?;
     let mut changes = Vec::new();
     for round in 0..CHANGES {
@@ -311,30 +282,12 @@ fn with_nodes(others: u16) -> Result<Vec<Figure>> {
         heard(&monitor)?;
         changes.push(ms(start.elapsed()));
     }
-    let last: ipnetwork::IpNetwork = subnet(others).parse()?;
-    let (last, gateway) = (last, last.network());
-    let by_device = |host: &mut Kernel| -> Result<bool> {
-        let route = host.route_to(gateway)?;
-        Ok(route.and_then(|route| route.dev).as_deref() == Some("seaway.1"))
-    };
-    let route = Route::to(last).via(gateway).dev("seaway.1").onlink();
-    let (mut routes, mut devices) = (Vec::new(), Vec::new());
-    for _ in 0..BREAKS {
-        host.del_route(&route)?;
-        routes.push(until("the route", || by_device(&mut host))?);
-    }
-    for _ in 0..BREAKS.min(10) {
-        devices.push(without_device(&path, &mut host, by_device)?);
-        let entries = host.fdb("seaway.1")?.len();
-        if entries != usize::from(others) {
-            bail!("{entries} forwarding entries came back");
-        }
-    }
+    let repairs = repair::all(&path, &mut host, others)?;
     let n = usize::from(others);
     let figure = |name: &str, unit, samples: &[f64], note: &str| {
         Figure::of(&format!("overlay.{name}"), unit, samples, note).size(n)
     };
-    Ok(vec![
+    let mut figures = vec![
         figure(
             "start_ms",
             "ms",
@@ -355,161 +308,12 @@ fn with_nodes(others: u16) -> Result<Vec<Figure>> {
             "one node moves: API to kernel; floor: the message",
         )
         .floor(&floor_change),
-        figure("repair_route_ms", "ms", &routes, "someone deletes a route"),
-        figure(
-            "repair_device_ms",
-            "ms",
-            &devices,
-            "someone deletes the device: first word of it until the last entry is back",
-        ),
-        figure("resident_mb", "MB", &[resident], "after the start"),
-    ])
-}
-
-/// Two nodes with a pod each, which are joined by the overlay and by a device made by hand.
-fn throughput() -> Result<Vec<Figure>> {
-    let mut lab = Lab::new("stream")?;
-    let api = FakeApi::default();
-    let mut nodes = Vec::new();
-    for i in 1..=2_u8 {
-        let (path, mut host) = lab.space(&format!("n{i}"))?;
-        let (pod_path, mut pod) = lab.space(&format!("p{i}"))?;
-        host.add_veth(&NewVeth {
-            name: "pod".into(),
-            mtu: Some(1450),
-            peer_name: "eth0".into(),
-            peer_netns: Some(pod.netns()),
-            ..NewVeth::default()
-        })?;
-        host.set_link("pod", &LinkChange::up())?;
-        pod.set_link("eth0", &LinkChange::up())?;
-        // One network for each way.
-        for net in [format!("10.1.{i}"), format!("10.2.{i}")] {
-            host.add_addr("pod", &Addr::new(format!("{net}.1/24").parse()?))?;
-            pod.add_addr("eth0", &Addr::new(format!("{net}.2/24").parse()?))?;
-        }
-        for net in ["10.1", "10.2"] {
-            let mut route = Route::to(format!("{net}.0.0/16").parse()?)
-                .via(format!("{net}.{i}.1").parse()?)
-                .dev("eth0");
-            route.src = Some(format!("{net}.{i}.2").parse()?);
-            pod.add_route(&route)?;
-        }
-        api.put(
-            NODES,
-            json!({
-                "metadata": {"name": format!("n{i}")},
-                "spec": {"podCIDRs": [format!("10.1.{i}.0/24")]},
-                "status": {"addresses":
-                    [{"type": "InternalIP", "address": format!("172.31.0.{i}")}]},
-            }),
-        );
-        nodes.push((path, host, pod_path));
+    ];
+    for (kind, samples, note) in repairs {
+        figures.push(figure(&format!("repair_{kind}_ms"), "ms", &samples, note));
     }
-    let peer = nodes[1].1.netns();
-    nodes[0].1.add_veth(&NewVeth {
-        name: "eth0".into(),
-        mtu: Some(1500),
-        peer_name: "eth0".into(),
-        peer_netns: Some(peer),
-        ..NewVeth::default()
-    })?;
-    for ((_, host, _), i) in nodes.iter_mut().zip(1_u8..) {
-        host.set_link("eth0", &LinkChange::up())?;
-        host.add_addr("eth0", &Addr::new(format!("172.31.0.{i}/24").parse()?))?;
-        by_hand(host, i)?;
-    }
-    for i in 1..=2_u8 {
-        let path = nodes[usize::from(i) - 1].0.clone();
-        lab.start(&api, &path, &format!("n{i}"), &[])?;
-    }
-    for ((_, host, _), other) in nodes.iter_mut().zip(["10.1.2.2", "10.1.1.2"]) {
-        let other = other.parse()?;
-        until("the way to the other node", || {
-            let route = host.route_to(other)?;
-            Ok(route.and_then(|route| route.dev).as_deref() == Some("seaway.1"))
-        })?;
-    }
-    let (from, to) = (&nodes[0].2, &nodes[1].2);
-    let (mut ours, mut hands) = (Vec::new(), Vec::new());
-    let targets = ["10.1.2.2".parse()?, "10.2.2.2".parse()?];
-    for round in 0..STREAMS {
-        // Each is first as often as the other.
-        for which in [round % 2, 1 - round % 2] {
-            let speed = stream(from, to, targets[which])?;
-            [&mut ours, &mut hands][which].push(speed);
-        }
-    }
-    let shares: Vec<f64> = ours.iter().zip(&hands).map(|(o, h)| o / h).collect();
-    let note = "one TCP stream, pod to pod; floor: a VXLAN device made by hand, in turns";
-    let pairs = "the same, as a share of the hand-made device's, pair by pair";
-    Ok(vec![
-        Figure::of("overlay.stream_gbit", "Gb/s", &ours, note).floor(&hands),
-        Figure::of("overlay.stream_share", "", &shares, pairs),
-    ])
-}
-
-/// A VXLAN device and entries for the other node, as one would make them with `ip` and `bridge`.
-fn by_hand(host: &mut Kernel, i: u8) -> Result<()> {
-    let other = 3 - i;
-    host.add_vxlan(&NewVxlan {
-        name: "hand".into(),
-        mac: Some(mac(i.into())),
-        mtu: Some(1450),
-        vni: 2,
-        port: 4789,
-        local: Some(format!("172.31.0.{i}").parse()?),
-        underlay: Some("eth0".into()),
-        ..NewVxlan::default()
-    })?;
-    host.set_link("hand", &LinkChange::up())?;
-    host.add_addr("hand", &Addr::new(format!("10.2.{i}.0/32").parse()?))?;
-    let gateway: IpAddr = format!("10.2.{other}.0").parse()?;
-    host.replace_neigh("hand", &Neigh::permanent(gateway, mac(other.into())))?;
-    let entry = FdbEntry {
-        mac: mac(other.into()),
-        dst: Some(format!("172.31.0.{other}").parse()?),
-    };
-    host.replace_fdb("hand", &entry)?;
-    let mut route = Route::to(format!("10.2.{other}.0/24").parse()?)
-        .via(gateway)
-        .dev("hand")
-        .onlink();
-    route.protocol = linux::route::PROTOCOL_BOOT;
-    host.add_route(&route)?;
-    Ok(())
-}
-
-/// Gigabits per second of one TCP stream.
-fn stream(from: &Path, to: &Path, address: IpAddr) -> Result<f64> {
-    let (from, to) = (NetNs::open(from)?, NetNs::open(to)?);
-    let listener = to.run(|| TcpListener::bind((address, 0)))??;
-    let target = SocketAddr::new(address, listener.local_addr()?.port());
-    let mut client = from.run(|| TcpStream::connect_timeout(&target, PATIENCE))??;
-    let (mut server, _) = listener.accept()?;
-    let reader = thread::spawn(move || -> Result<(u64, Duration)> {
-        let mut buffer = vec![0; 256 << 10];
-        let start = Instant::now();
-        let mut bytes = 0;
-        loop {
-            match server.read(&mut buffer)? {
-                0 => return Ok((bytes, start.elapsed())),
-                n => bytes += u64::try_from(n)?,
-            }
-        }
-    });
-    let buffer = vec![0; 128 << 10];
-    let start = Instant::now();
-    while start.elapsed() < STREAM {
-        client.write_all(&buffer)?;
-    }
-    drop(client);
-    let Ok(result) = reader.join() else {
-        bail!("the reader broke");
-    };
-    let (bytes, took) = result?;
-    let megabits = f64::from(u32::try_from(bytes / 125_000)?);
-    Ok(megabits / 1000.0 / took.as_secs_f64())
+    figures.push(figure("resident_mb", "MB", &[resident], "after the start"));
+    Ok(figures)
 }
 
 /// All figures of the overlay daemon.
@@ -521,6 +325,6 @@ pub fn run() -> Result<Vec<Figure>> {
     for others in SIZES {
         figures.extend(with_nodes(others)?);
     }
-    figures.extend(throughput()?);
+    figures.extend(stream::run()?);
     Ok(figures)
 }
