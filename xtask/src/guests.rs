@@ -60,10 +60,9 @@ const LANES: &[(Lane, &[Part])] = &[
             (
                 "proxy/live",
                 &[
-                    "iptables::",
+                    "iptables::cluster_ip",
+                    "iptables::node_ports",
                     "come_back_in_the_old",
-                    "--skip",
-                    "killed_and_started",
                 ],
             ),
             ("tables", &["--exact", "ipvs", TROUBLES, KILLS]),

@@ -94,6 +94,26 @@ impl Prover {
         .await
     }
 
+    /// Waits for exactly `count` pods with this label, all ready: those on their way out are gone.
+    pub(crate) async fn wait_only_pods(&self, label: &str, count: usize) -> Result<Vec<Replica>> {
+        let deadline = Instant::now() + scaled(PODS_TIMEOUT);
+        loop {
+            let params = ListParams::default().labels(label);
+            let all = self.pod_api().list(&params).await?.items;
+            let ready: Vec<Replica> = all.iter().filter_map(replica).collect();
+            if all.len() == count && ready.len() == count {
+                return Ok(ready);
+            }
+            if Instant::now() > deadline {
+                bail!(
+                    "{} pods with label {label} are there, not {count}",
+                    all.len()
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     async fn wait_pods_until(
         &self,
         label: &str,

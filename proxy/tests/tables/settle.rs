@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use api::cidr::Family;
 use linux::ipvs::Ipvs;
 use linux::patience::scaled;
-use proxy::backend::ipvs::filter;
+use proxy::backend::ipvs::filter::{self, Filter};
 use proxy::backend::ipvs::sets::{Element, SetId};
 
 use super::lab::FENCE_PORT;
@@ -22,22 +22,27 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[track_caller]
 pub(crate) fn wait_for_what_goes(node: &Site, markers: &[SocketAddr]) {
     let deadline = Instant::now() + scaled(PATIENCE);
-    let markers: BTreeSet<SocketAddr> = markers.iter().copied().collect();
     let families: BTreeSet<Family> = markers.iter().map(|to| Family::of(to.ip())).collect();
-    while let Some(left) = node.run({
-        let (markers, families) = (markers.clone(), families.clone());
-        move || left(&markers, &families)
-    }) {
+    // Opened once, since a filter is looked for by making a table.
+    let (mut filters, mut ipvs) = node.run(move || {
+        let open = |family: &Family| filter::open(*family).unwrap();
+        let filters: Vec<Box<dyn Filter>> = families.iter().map(open).collect();
+        (filters, Ipvs::open().unwrap())
+    });
+    while let Some(left) = left(&mut filters, &mut ipvs, markers) {
         assert!(Instant::now() < deadline, "{left}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
 
 /// What is still to go, if anything.
-fn left(markers: &BTreeSet<SocketAddr>, families: &BTreeSet<Family>) -> Option<String> {
-    for family in families {
-        let entries = filter::open(*family).unwrap().entries().unwrap();
-        for (set, element) in entries {
+fn left(
+    filters: &mut [Box<dyn Filter>],
+    ipvs: &mut Ipvs,
+    markers: &[SocketAddr],
+) -> Option<String> {
+    for filter in filters {
+        for (set, element) in filter.entries().unwrap() {
             if let (SetId::Frontends, Element::Key(key)) = (set, element)
                 && key.port == FENCE_PORT
                 && !markers.contains(&SocketAddr::new(key.ip, key.port))
@@ -46,7 +51,6 @@ fn left(markers: &BTreeSet<SocketAddr>, families: &BTreeSet<Family>) -> Option<S
             }
         }
     }
-    let mut ipvs = Ipvs::open().unwrap();
     for server in ipvs.servers().unwrap() {
         // Behind a server that stays, those that drain get no new connection.
         let all = ipvs.destinations(server.id).unwrap();
