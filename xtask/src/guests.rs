@@ -67,7 +67,10 @@ const LANES: &[(Lane, &[Part])] = &[
             ),
             ("tables", &["--exact", "ipvs", TROUBLES, KILLS]),
             ("ebpf_packets", &["--skip", MILLION]),
-            ("live", &["ebpf::consistent_hashing", "ebpf::sockets_see"]),
+            (
+                "proxy/live",
+                &["ebpf::consistent_hashing", "ebpf::sockets_see"],
+            ),
         ],
     ),
     (
@@ -83,7 +86,7 @@ const LANES: &[(Lane, &[Part])] = &[
             ("nfacct", &[]),
             ("tables", &["--exact", "ipvs"]),
             ("ebpf_packets", &["--skip", MILLION]),
-            ("live", &["ebpf::connected_udp"]),
+            ("proxy/live", &["ebpf::connected_udp"]),
         ],
     ),
 ];
