@@ -39,6 +39,8 @@ const NODE_PORT: u16 = 30099;
 const GATEWAY: &str = "10.99.0.254";
 /// One connection; longer than the first retransmission of a lost SYN.
 const ASK_TIMEOUT: Duration = Duration::from_secs(3);
+/// One while nobody knows whether the service is there yet: a SYN that is lost is soon sent again.
+const TRY_TIMEOUT: Duration = Duration::from_millis(50);
 /// Programming takes at most this.
 const TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -269,7 +271,7 @@ impl Lab {
             let asked = || {
                 let until = Instant::now() + Duration::from_millis(500);
                 while Instant::now() < until {
-                    if ask(vip).is_ok_and(|s| s == server) {
+                    if ask(vip, TRY_TIMEOUT).is_ok_and(|s| s == server) {
                         return Some(start.elapsed());
                     }
                     std::thread::sleep(Duration::from_micros(100));
@@ -312,7 +314,7 @@ impl Lab {
             let mut seconds = Vec::new();
             for _ in 0..n {
                 let start = Instant::now();
-                if ask(to).is_ok() {
+                if ask(to, ASK_TIMEOUT).is_ok() {
                     seconds.push(start.elapsed().as_secs_f64());
                 }
             }
@@ -439,9 +441,9 @@ fn echo(netns: &NetNs, address: SocketAddr) -> Result<()> {
 }
 
 /// Who answers at `address`, asked once over a new connection.
-fn ask(address: SocketAddr) -> Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, ASK_TIMEOUT)?;
-    stream.set_read_timeout(Some(ASK_TIMEOUT))?;
+fn ask(address: SocketAddr, timeout: Duration) -> Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, timeout)?;
+    stream.set_read_timeout(Some(timeout))?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     Ok(text)

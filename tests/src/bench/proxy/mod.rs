@@ -80,6 +80,19 @@ const WAYS: [Way; 5] = [
 ];
 
 impl Way {
+    /// A node for it.
+    fn lab(&self, services: usize) -> Result<Lab> {
+        let mut lab = Lab::new(services)?;
+        if self.legacy {
+            lab.use_old_tables()?;
+        }
+        if self.mode == "ebpf" {
+            // At the root its programs would translate for the whole machine, and outlive the lab.
+            lab.use_group(true)?;
+        }
+        Ok(lab)
+    }
+
     fn peer(&self, size: usize, what: usize) -> String {
         let found = self.peer.iter().find(|(n, ..)| *n == size);
         found.map_or_else(String::new, |(_, start, change, memory)| {
@@ -114,10 +127,7 @@ pub fn run() -> Result<Vec<Figure>> {
 
 /// Resident bytes with one service; `None`, said, when the mode is not there.
 fn empty(way: &Way) -> Result<Option<u64>> {
-    let mut lab = Lab::new(0)?;
-    if way.legacy {
-        lab.use_old_tables()?;
-    }
+    let mut lab = way.lab(0)?;
     lab.start(way.mode)?;
     if lab.wait(SERVERS[0], Instant::now())?.is_none() {
         let why = lab.ended().unwrap_or_default();
@@ -132,10 +142,7 @@ fn empty(way: &Way) -> Result<Option<u64>> {
 
 fn run_size(way: &Way, size: usize, empty: u64) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
-    let mut lab = Lab::new(size)?;
-    if way.legacy {
-        lab.use_old_tables()?;
-    }
+    let mut lab = way.lab(size)?;
     let floor = floor(way)?;
     let start = Instant::now();
     lab.start(way.mode)?;
