@@ -63,6 +63,7 @@ macro_rules! in_every_mode {
 
 in_every_mode! {
     cluster_ip_in_both_families
+    who_comes_by_the_bridge_is_a_pod
     node_ports_and_policies
     refused_without_endpoints_at_the_first_packet
     an_endpoint_change_reaches_new_connections_only
@@ -114,6 +115,28 @@ fn cluster_ip_in_both_families(mode: Mode) {
                 .iter()
                 .all(|(_, peer)| peer.to_string() != client)
         );
+    }
+}
+
+fn who_comes_by_the_bridge_is_a_pod(mode: Mode) {
+    let Some(lab) = Lab::in_mode("who_comes_by_the_bridge_is_a_pod", mode) else {
+        return;
+    };
+    let flags = "--detect-local-mode BridgeInterface --pod-bridge-interface cni0";
+    let mut lab = lab.with(&flags.split(' ').collect::<Vec<_>>());
+    let spec = "{clusterIP: 172.30.0.41, clusterIPs: [172.30.0.41, \"fd00:172::41\"], ports: [{port: 80}]}";
+    let p2 = [("10.180.0.2", "node"), ("fd00:180::2", "node")];
+    lab.write("web.yaml", &service("web", spec, &p2));
+    lab.start();
+    for (vip, p1, node) in [
+        ("172.30.0.41:80", "10.180.0.1", "10.180.0.254"),
+        ("[fd00:172::41]:80", "fd00:180::1", "fd00:180::fe"),
+    ] {
+        // A pod of the node keeps its address, a client and a pod of another node are masqueraded.
+        for (from, seen) in [(&lab.p1, p1), (&lab.cli, node), (&lab.p3, node)] {
+            let (who, peer) = from.ask(vip).unwrap();
+            assert_eq!((who.as_str(), peer.to_string().as_str()), ("p2", seen));
+        }
     }
 }
 
