@@ -187,6 +187,26 @@ fn addresses_of_the_node_are_followed() {
 }
 
 #[test]
+fn a_page_whose_address_is_taken_ends_the_proxy_only_if_asked_for() {
+    let test = "a_page_whose_address_is_taken_ends_the_proxy_only_if_asked_for";
+    let Some(lab) = Lab::new(test) else {
+        return;
+    };
+    let mut lab = lab.with(&["--metrics-bind-address", "127.0.0.1:10299"]);
+    let take = || std::net::TcpListener::bind("127.0.0.1:10299").unwrap();
+    let taken = lab.node.run(take);
+    lab.write("web.yaml", &service("web", WEB, P2));
+    lab.start();
+    assert!(lab.p1.ask("172.30.0.41:80").is_ok());
+    assert!(lab.log_text().contains("listen on 127.0.0.1:10299"));
+    lab.stop(Signal::SIGTERM);
+    lab.more_flags(&["--bind-address-hard-fail"]);
+    lab.spawn();
+    assert_eq!(lab.exit_code(), Some(1));
+    drop(taken);
+}
+
+#[test]
 fn the_node_object_is_followed() {
     let Some(lab) = Lab::new("the_node_object_is_followed") else {
         return;
