@@ -27,7 +27,7 @@ pub(super) const IPV4: [u8; 2] = [0x08, 0x00];
 pub(super) const IPV6: [u8; 2] = [0x86, 0xdd];
 
 const TCP: u8 = 6;
-pub(super) const ICMPV6: u8 = 58;
+const ICMPV6: u8 = 58;
 
 /// The byte of flags in a TCP header, and those of a packet that opens or aborts a connection.
 const TCP_FLAGS_AT: u32 = 13;
@@ -35,7 +35,7 @@ const SYN_OR_RST: u8 = 0x02 | 0x04;
 
 /// ICMPv6 types that belong to the link itself: listener and neighbour discovery (RFC 4861,
 /// RFC 2710), and the newer listener report (RFC 3810).
-pub(super) const LINK_TYPES: (u8, u8) = (130, 137);
+const LINK_TYPES: (u8, u8) = (130, 137);
 const LISTENER_REPORT: u8 = 143;
 
 const R: Reg = Reg::at(0);
@@ -80,6 +80,35 @@ pub(super) fn protocol_is(protocol: u8) -> [Expr; 2] {
         },
         Expr::equals(R, [protocol]),
     ]
+}
+
+fn compare(op: CmpOp, value: u8) -> Expr {
+    Expr::Cmp {
+        reg: R,
+        op,
+        value: vec![value],
+    }
+}
+
+/// Goes on with the type of an ICMPv6 message, and with nothing else.
+fn icmpv6_type() -> [Expr; 3] {
+    let [load, is_icmpv6] = protocol_is(ICMPV6);
+    let type_of = Expr::Payload {
+        base: Base::Transport,
+        offset: 0,
+        length: 1,
+        to: R,
+    };
+    [load, is_icmpv6, type_of]
+}
+
+/// Goes on with neighbour and listener discovery.
+pub(super) fn is_discovery() -> impl Iterator<Item = Expr> {
+    let range = [
+        compare(CmpOp::Ge, LINK_TYPES.0),
+        compare(CmpOp::Le, LINK_TYPES.1),
+    ];
+    icmpv6_type().into_iter().chain(range)
 }
 
 /// Whether the connection's state is one of these.
@@ -186,26 +215,11 @@ fn entry(hook: Hook) -> Vec<Rule> {
 fn judge(family: Family) -> Vec<Rule> {
     let mut rules = Vec::new();
     if family == Family::V6 {
-        let type_of = Expr::Payload {
-            base: Base::Transport,
-            offset: 0,
-            length: 1,
-            to: R,
-        };
-        let compare = |op, value: u8| Expr::Cmp {
-            reg: R,
-            op,
-            value: vec![value],
-        };
-        let icmp = protocol_is(ICMPV6).into_iter().chain([type_of]);
-        let range = [
-            compare(CmpOp::Ge, LINK_TYPES.0),
-            compare(CmpOp::Le, LINK_TYPES.1),
-        ];
         let accept = verdict(Verdict::Accept);
-        let discovery = icmp.clone().chain(range).chain([accept.clone()]);
+        let discovery = is_discovery().chain([accept.clone()]);
         rules.push(rule("neighbour and listener discovery", discovery));
-        let report = icmp.chain([compare(CmpOp::Eq, LISTENER_REPORT), accept]);
+        let is_report = compare(CmpOp::Eq, LISTENER_REPORT);
+        let report = icmpv6_type().into_iter().chain([is_report, accept]);
         rules.push(rule("listener reports", report));
     }
     let flags = [

@@ -7,8 +7,8 @@
 
 use ipnetwork::IpNetwork;
 
-use super::base::{ICMPV6, IPV4, IPV6, LINK_TYPES, protocol_is, rule, verdict};
-use crate::nft::{Base, CmpOp, Expr, Mac, MetaKey, Reg, Rule, Verdict};
+use super::base::{IPV4, IPV6, is_discovery, rule, verdict};
+use crate::nft::{Base, Expr, Mac, MetaKey, Reg, Rule, Verdict};
 
 /// `PACKET_HOST` of `linux/if_packet.h`: to this machine.
 const TO_US: u8 = 0;
@@ -40,26 +40,10 @@ fn is_family(ethertype: [u8; 2]) -> [Expr; 2] {
 
 /// It is about the link, and its hop limit tells that it was never routed (RFC 4861, 7.1).
 fn discovery() -> Rule {
-    let type_of = Expr::Payload {
-        base: Base::Transport,
-        offset: 0,
-        length: 1,
-        to: R,
-    };
-    let compare = |op, value: u8| Expr::Cmp {
-        reg: R,
-        op,
-        value: vec![value],
-    };
     let steps = is_family(IPV6)
         .into_iter()
-        .chain(protocol_is(ICMPV6))
-        .chain([
-            type_of,
-            compare(CmpOp::Ge, LINK_TYPES.0),
-            compare(CmpOp::Le, LINK_TYPES.1),
-            verdict(Verdict::Accept),
-        ]);
+        .chain(is_discovery())
+        .chain([verdict(Verdict::Accept)]);
     rule("neighbour and listener discovery", steps)
 }
 

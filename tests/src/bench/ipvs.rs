@@ -62,22 +62,27 @@ pub fn run() -> Result<Vec<Figure>> {
     })?
 }
 
+/// One of the benchmark's own.
+fn server(number: u8) -> Server {
+    Server {
+        id: ServerId::Address {
+            protocol: Transport::Tcp,
+            ip: [192, 0, 2, number].into(),
+            port: 80,
+        },
+        scheduler: Some(Scheduler::Rr),
+        options: Options::default(),
+        persistence: None,
+    }
+}
+
 /// Milliseconds for a list of `size` destinations, spread over servers.
 fn listing(size: usize) -> Result<Figure> {
     let mut ipvs = Ipvs::open()?;
     let mut ids = Vec::new();
     for n in 0..LISTED_SERVERS {
-        let id = ServerId::Address {
-            protocol: Transport::Tcp,
-            ip: [192, 0, 2, n].into(),
-            port: 80,
-        };
-        let server = Server {
-            id,
-            scheduler: Some(Scheduler::Rr),
-            options: Options::default(),
-            persistence: None,
-        };
+        let server = server(n);
+        let id = server.id;
         let mut commands = vec![Command::AddServer(server)];
         for e in 0..size / usize::from(LISTED_SERVERS) {
             let to = SocketAddr::new([10, 250, 0, n].into(), u16::try_from(e + 1)?);
@@ -105,17 +110,8 @@ fn listing(size: usize) -> Result<Figure> {
 /// Milliseconds for one destination more, by one message and nothing else.
 fn floor() -> Result<Vec<f64>> {
     let mut ipvs = Ipvs::open()?;
-    let id = ServerId::Address {
-        protocol: Transport::Tcp,
-        ip: [192, 0, 2, 1].into(),
-        port: 80,
-    };
-    let server = Server {
-        id,
-        scheduler: Some(Scheduler::Rr),
-        options: Options::default(),
-        persistence: None,
-    };
+    let server = server(1);
+    let id = server.id;
     ipvs.apply(&[Command::AddServer(server)])?;
     let mut samples = Vec::new();
     for n in 0..CHANGES {
