@@ -439,8 +439,10 @@ fn filters_of_clsact_serve_clients_outside_as_links_do() {
     // Somebody takes the discipline away with all that is in it.
     lab.run_program("tc", &["qdisc", "del", "dev", "eth0", "clsact"]);
     lab.run_program("ip", &["address", "add", "198.51.100.77/32", "dev", "eth0"]);
-    lab.wait("the filters to be back", |lab| {
-        filters(lab, "egress").contains("seaway_egress")
+    lab.wait("the filters of both ways to be back", |lab| {
+        ["ingress", "egress"]
+            .iter()
+            .all(|way| filters(lab, way).contains(&format!("seaway_{way}")))
     });
     lab.cli.ask("192.168.0.2:30041").unwrap();
     // What others have there stays.
