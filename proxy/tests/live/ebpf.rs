@@ -3,6 +3,7 @@
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::lab::talk::still_alive;
@@ -11,6 +12,8 @@ use ebpf_common::abi::{TCP, UDP};
 use ebpf_common::maglev;
 use ebpf_common::resolve::scale;
 use linux::Host as _;
+use linux::bpf::{link_info, open_pinned};
+use linux::link::LinkChange;
 use nix::sys::signal::Signal;
 use proxy::backend::ebpf::plan;
 
@@ -565,6 +568,62 @@ impl Expected {
         let place = scale(number, u32::try_from(self.table.len()).unwrap());
         self.names[usize::from(self.table[place as usize])]
     }
+}
+
+/// Interfaces that stay keep their programs while others come, go and get other names; one that moves
+/// to a pod loses them.
+#[test]
+fn interfaces_that_come_and_go_disturb_no_other() {
+    let Some(mut lab) = lab("interfaces_that_come_and_go_disturb_no_other") else {
+        return;
+    };
+    lab.write("web.yaml", &service("web", SPEC, ALL));
+    lab.start();
+    let links = lab.pins().unwrap().join("node/links");
+    // The kernel gives every link another number: the same ones are there still, or they are not.
+    let numbers = |index: u32| {
+        let numbers = ["egress", "ingress"].map(|way| {
+            let link = open_pinned(&links.join(format!("tcx-{index}-{way}")));
+            link.and_then(|link| link_info(link.as_fd()))
+                .map(|info| info.id)
+        });
+        numbers.into_iter().flatten().collect::<Vec<u32>>()
+    };
+    let index = |lab: &mut Lab, name| lab.node.kernel.link(name).unwrap().unwrap().index;
+    let stay = ["eth0", "rem0", "cni0"].map(|name| index(&mut lab, name));
+    let before = stay.map(numbers);
+    assert!(before.iter().all(|ids| ids.len() == 2), "{before:?}");
+    let stop = AtomicBool::new(false);
+    let counts = [AtomicUsize::new(0), AtomicUsize::new(0)];
+    let cli = lab.cli.twin();
+    std::thread::scope(|scope| {
+        let ends = Stop(&stop);
+        scope.spawn(|| ask_on(&cli, "192.168.0.2:30041", &stop, &counts));
+        scope.spawn(|| ask_on(&cli, "[2001:db8::2]:30041", &stop, &counts));
+        for round in 0..40 {
+            // Both ends on the node, as some plugins make them: one is moved to the pod later.
+            let words = format!("link add x{round} type veth peer name y{round}");
+            lab.run_program("ip", &words.split(' ').collect::<Vec<_>>());
+            if round % 2 == 0 {
+                let words = format!("link set x{round} name z{round}");
+                lab.run_program("ip", &words.split(' ').collect::<Vec<_>>());
+                lab.run_program("ip", &["link", "del", &format!("z{round}")]);
+            }
+        }
+        let moved = index(&mut lab, "y1");
+        lab.wait("programs at a new interface", |_| numbers(moved).len() == 2);
+        let to_pod = LinkChange {
+            netns: Some(lab.p1.kernel.netns()),
+            ..LinkChange::default()
+        };
+        lab.node.kernel.set_link("y1", &to_pod).unwrap();
+        lab.wait("its programs to go", |_| numbers(moved).is_empty());
+        drop(ends);
+    });
+    let [good, bad] = counts.map(AtomicUsize::into_inner);
+    assert_eq!(bad, 0, "of {good}");
+    assert!(good > 10, "{good}");
+    assert_eq!(stay.map(numbers), before);
 }
 
 #[test]

@@ -135,7 +135,7 @@ impl Shared {
     /// Writes the maps about the node where they differ, and attaches to new interfaces; `renew`
     /// replaces programs of an earlier process, too.
     fn look_at_node(&mut self, renew: bool) -> Result<()> {
-        let facts = node::facts()?;
+        let facts = node::facts(&links::interfaces(&self.object.links_dir()))?;
         let settings: Vec<Settings> = self.settings.values().cloned().collect();
         let plan = node::plan(&facts, &settings, self.offsets);
         if self.node.as_ref() != Some(&plan) {

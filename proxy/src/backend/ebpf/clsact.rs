@@ -49,9 +49,15 @@ pub fn discipline_pin(dir: &Path, index: u32) -> PathBuf {
     dir.join(format!("{DISCIPLINE}{index}"))
 }
 
+/// What follows the first letters of a pin of this module's: the interface's index, and more.
+pub fn without_prefix(file_name: &str) -> Option<&str> {
+    let filter = file_name.strip_prefix(FILTER);
+    filter.or_else(|| file_name.strip_prefix(DISCIPLINE))
+}
+
 /// Whether a pin is one of this module's.
 pub fn is_ours(file_name: &str) -> bool {
-    file_name.starts_with(FILTER) || file_name.starts_with(DISCIPLINE)
+    without_prefix(file_name).is_some()
 }
 
 /// Attaches a program, or with `renew` puts it in the place of an earlier process's; whether the

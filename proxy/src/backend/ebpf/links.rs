@@ -1,6 +1,7 @@
 //! Attaching: programs at the control group and at interfaces, by links that are pinned and
 //! outlive this process. A new process puts its programs under the live links.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
@@ -159,25 +160,44 @@ pub fn attach_interfaces(object: &mut Object, facts: &Facts, renew: bool) -> Res
     }
 }
 
-/// Detaches from interfaces that are gone, and what was attached in the other way.
+/// Detaches from interfaces that are gone or no longer to be attached to, and what was attached in
+/// the other way.
 fn forget_others(dir: &Path, wanted: &[PathBuf]) -> Result<()> {
-    let mut others: Vec<PathBuf> = fs::read_dir(dir)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| !wanted.contains(path))
-        .collect();
-    others.sort_unstable();
-    for path in others {
+    for path in pins(dir).filter(|path| !wanted.contains(path)) {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if interface_of(&name).is_none() {
+            continue;
+        }
+        tracing::debug!(%name, "detached");
         if clsact::is_ours(&name) {
             clsact::detach(&path)?;
-        } else if name.starts_with(TCX) {
+        } else {
             fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
         }
     }
     Ok(())
+}
+
+/// Pins of a directory, in order.
+fn pins(dir: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut all: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    all.sort_unstable();
+    all.into_iter()
+}
+
+/// The interface that a pin of this name is about.
+fn interface_of(name: &str) -> Option<u32> {
+    let rest = name
+        .strip_prefix(TCX)
+        .or_else(|| clsact::without_prefix(name))?;
+    rest.split('-').next()?.parse().ok()
+}
+
+/// Interfaces that something of ours is attached to, by what is pinned.
+pub fn interfaces(dir: &Path) -> BTreeSet<u32> {
+    let name = |path: PathBuf| path.file_name()?.to_str().and_then(interface_of);
+    pins(dir).filter_map(name).collect()
 }
 
 fn attach_tcx(
@@ -223,4 +243,22 @@ pub fn sockets_are_attached(object: &Object, cgroup: &Path) -> bool {
             .and_then(|link| bpf::link_info(link.as_fd()))
             .is_ok_and(|info| info.cgroup_id() == id)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pins_tell_their_interface() {
+        for (name, expect) in [
+            ("tcx-7-egress", Some(7)),
+            ("clsact-12-ingress", Some(12)),
+            ("qdisc-12", Some(12)),
+            ("connect4", None),
+            ("tcx-x-egress", None),
+        ] {
+            assert_eq!(interface_of(name), expect, "{name}");
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! What the programs must know of the node: its addresses, its interfaces, how pods are told from
 //! others. Reading it is one function, deciding what the maps get of it another.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use api::cidr::Family;
@@ -62,12 +62,48 @@ pub struct Facts {
     pub primary: Vec<IpAddr>,
 }
 
-/// Looks at the calling thread's network namespace.
+/// How often interfaces are listed until those that are there are all listed.
+const LISTINGS: usize = 5;
+
+/// Looks at the calling thread's network namespace. `known` are interfaces that were there: one that
+/// is missing from the list counts as gone when the kernel, asked for it alone, has none, either. A
+/// list read while interfaces come and go may leave out one that stays, and programs and addresses
+/// taken away for that would leave clients unserved.
 ///
 /// # Errors
 /// The kernel's refusal.
-pub fn facts() -> linux::Result<Facts> {
+pub fn facts(known: &BTreeSet<u32>) -> linux::Result<Facts> {
     let mut host = Kernel::open()?;
+    for _ in 0..LISTINGS {
+        let facts = list(&mut host)?;
+        let is_there = |index| Ok(host.link_by_index(index)?.is_some());
+        match left_out(known, &facts, is_there)? {
+            None => return Ok(facts),
+            Some(index) => tracing::debug!(index, "an interface was not listed: once more"),
+        }
+    }
+    Err(linux::Error::other(
+        "list interfaces",
+        "one that is there is left out again and again",
+    ))
+}
+
+/// An interface that is there and not in the list.
+fn left_out(
+    known: &BTreeSet<u32>,
+    facts: &Facts,
+    mut is_there: impl FnMut(u32) -> linux::Result<bool>,
+) -> linux::Result<Option<u32>> {
+    let listed: BTreeSet<u32> = facts.interfaces.iter().map(|i| i.index).collect();
+    for index in known.difference(&listed) {
+        if is_there(*index)? {
+            return Ok(Some(*index));
+        }
+    }
+    Ok(None)
+}
+
+fn list(host: &mut Kernel) -> linux::Result<Facts> {
     let mut facts = Facts {
         netns: linux::bpf::netns_cookie()?,
         ..Facts::default()
@@ -75,7 +111,7 @@ pub fn facts() -> linux::Result<Facts> {
     for link in host.links()? {
         let addrs = match host.addrs(&link.name) {
             Ok(addrs) => addrs,
-            // A link that went away since it was listed.
+            // A link that went away since it was listed, or has another name now.
             Err(e) if e.is_not_found() => continue,
             Err(e) => return Err(e),
         };
@@ -206,4 +242,44 @@ pub fn offsets() -> linux::Result<Offsets> {
         ifa_next: btf.offset("in_ifaddr", "ifa_next")?,
         pad: [0; 3],
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(indexes: &[u32]) -> Facts {
+        let interface = |index: &u32| Interface {
+            index: *index,
+            name: format!("eth{index}"),
+            master: None,
+            is_ethernet: true,
+            ips: Vec::new(),
+        };
+        Facts {
+            interfaces: indexes.iter().map(interface).collect(),
+            ..Facts::default()
+        }
+    }
+
+    #[test]
+    fn an_interface_is_gone_only_when_the_kernel_says_so_of_it_alone() {
+        let known = BTreeSet::from([2, 3]);
+        let there = |all: &'static [u32]| move |index| Ok(all.contains(&index));
+        for (listed, there, expect) in [
+            (&[1, 2, 3][..], there(&[2, 3]), None),
+            // Missing from the list, and there.
+            (&[1, 3], there(&[2, 3]), Some(2)),
+            // Really gone.
+            (&[1, 3], there(&[3]), None),
+            (&[1], there(&[3]), Some(3)),
+            // A new one is nobody's question.
+            (&[2, 3, 4], there(&[]), None),
+        ] {
+            let found = left_out(&known, &facts(listed), there).unwrap();
+            assert_eq!(found, expect, "{listed:?}");
+        }
+        let refused = |_| Err(linux::Error::other("ask", "refused"));
+        assert!(left_out(&known, &facts(&[1]), refused).is_err());
+    }
 }
