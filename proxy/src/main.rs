@@ -41,8 +41,13 @@ fn start(args: &Args, words: &[String]) -> Result<()> {
     let config = Config::new(args, settings, &hostname.to_string_lossy())?;
     init_log(&config.log_filter(args.log_level.as_deref()))?;
     tell_without_effect(args, words);
-    if let Some((mode, Some(why))) = chosen {
-        tracing::warn!("mode {}, since nftables does not work: {why}", mode.name());
+    if let Some((mode, why)) = chosen {
+        if let Some(why) = why {
+            tracing::warn!("mode {}, since nftables does not work: {why}", mode.name());
+        }
+        let ebpf = backend::ebpf::probe::probe(&config.ebpf);
+        let why_not = ebpf.why_not_chosen();
+        tracing::info!("mode {}, the default; mode ebpf {why_not}", mode.name());
     }
     if let Some(path) = &args.write_config_to {
         return std::fs::write(path, config.settings.to_yaml())

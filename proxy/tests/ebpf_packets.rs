@@ -43,7 +43,7 @@ struct Bench {
 
 impl Drop for Bench {
     fn drop(&mut self) {
-        drop(object::remove(&self.place));
+        drop(object::remove_pins(&self.place));
     }
 }
 

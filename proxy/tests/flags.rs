@@ -88,12 +88,16 @@ fn the_configuration_is_written_with_what_was_asked_for() -> Result<()> {
     Ok(())
 }
 
+fn run(flags: &[&str]) -> Result<(Option<i32>, String)> {
+    run_program(env!("CARGO_BIN_EXE_proxy"), flags)
+}
+
 #[expect(
     clippy::disallowed_methods,
     reason = "what the program prints is what is tested"
 )]
-fn run(flags: &[&str]) -> Result<(Option<i32>, String)> {
-    let output = Command::new(env!("CARGO_BIN_EXE_proxy"))
+fn run_program(program: &str, flags: &[&str]) -> Result<(Option<i32>, String)> {
+    let output = Command::new(program)
         .args(flags)
         .output()
         .context("run the proxy")?;
@@ -165,6 +169,74 @@ fn mode_ipvs_on_a_kernel_without_it_is_one_line() -> Result<()> {
         assert!(good, "mode {mode}: {}", std::fs::read_to_string(&log)?);
         std::fs::remove_file(&log)?;
     }
+    Ok(())
+}
+
+/// Everything that is missing is told, not the first; and which modes would work.
+#[test]
+fn mode_ebpf_where_it_cannot_work_is_one_line() -> Result<()> {
+    const TEST: &str = "mode_ebpf_where_it_cannot_work_is_one_line";
+    if !nix::unistd::geteuid().is_root() {
+        skipped(TEST, "needs root");
+        return Ok(());
+    }
+    let netns = NetNs::anonymous()?;
+    let dir = tempfile::tempdir()?;
+    let dir = dir.path().display().to_string();
+    let pins = format!("/sys/fs/bpf/seaway-test-{}-flags", std::process::id());
+    let flags = [
+        "--mode=ebpf",
+        "--manifests",
+        &dir,
+        "--ebpf-cgroup=/nowhere",
+        "--ebpf-pin-dir",
+        &pins,
+        "--healthz-bind-address=127.0.0.1:0",
+        "--metrics-bind-address=127.0.0.1:0",
+    ];
+    let (code, told) = netns.run(|| run(&flags))??;
+    assert_eq!((code, told.lines().count()), (Some(1), 1), "{told}");
+    let head = "--mode ebpf does not work on this machine (modes that work here: ";
+    assert!(told.contains(head) && told.contains("iptables"), "{told}");
+    assert!(
+        told.contains("missing: cgroup v2 (/nowhere is no"),
+        "{told}"
+    );
+    // Without the right to ask the kernel, and the rest beside that.
+    let words = [
+        &[
+            "--bounding-set=-all,+net_admin,+net_raw",
+            "--",
+            env!("CARGO_BIN_EXE_proxy"),
+        ],
+        &flags[..],
+    ]
+    .concat();
+    let (code, told) = netns.run(|| run_program("setpriv", &words))??;
+    assert_eq!((code, told.lines().count()), (Some(1), 1), "{told}");
+    assert!(
+        told.contains("missing: the right to load programs"),
+        "{told}"
+    );
+    assert!(told.contains("; cgroup v2 (/nowhere is no"), "{told}");
+    assert!(!std::path::Path::new(&pins).exists(), "{pins}");
+    Ok(())
+}
+
+/// A mode that was chosen by itself says why it is not ebpf.
+#[test]
+fn the_default_mode_says_why_it_is_not_ebpf() -> Result<()> {
+    const TEST: &str = "the_default_mode_says_why_it_is_not_ebpf";
+    if !nix::unistd::geteuid().is_root() {
+        skipped(TEST, "needs root");
+        return Ok(());
+    }
+    let netns = NetNs::anonymous()?;
+    let ask = |cgroup: &str| netns.run(|| run(&["--init-only", "--oom-score-adj=0", cgroup]));
+    let (code, told) = ask("--ebpf-cgroup=/nowhere")??;
+    assert_eq!(code, Some(0), "{told}");
+    let why = "the default; mode ebpf does not work here: missing: cgroup v2 (/nowhere is no";
+    assert_eq!(told.matches(why).count(), 1, "{told}");
     Ok(())
 }
 

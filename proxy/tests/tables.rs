@@ -29,6 +29,7 @@ use api::cidr::Family;
 use linux::NetNs;
 use linux::iptables::{self, Iptables};
 use proxy::backend::ebpf::Place;
+use proxy::backend::ebpf::object::InUse;
 use proxy::backend::{self, Mode, NodePortScope, Settings};
 use tables::run::{Way, run};
 use tables::site::Site;
@@ -88,7 +89,7 @@ fn unavailable(mode: Mode) -> Option<String> {
     };
     let open = move || {
         let opened = backend::open(mode, &place, settings).map(drop);
-        backend::ebpf::apply::cleanup(&place).unwrap();
+        backend::ebpf::apply::cleanup(&place, InUse::Refuse).unwrap();
         opened
     };
     match NetNs::anonymous().unwrap().run(open).unwrap() {

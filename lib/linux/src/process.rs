@@ -124,6 +124,32 @@ pub fn signal(pid: i32, signal: Signal) -> Result<()> {
     }
 }
 
+/// The process that holds a lock of flock(2) on a file; `None` when nobody does, or one that this
+/// process cannot see. Source: proc_locks(5).
+pub fn flock_holder(file: &File) -> Option<i32> {
+    use std::os::unix::fs::MetadataExt;
+    let meta = file.metadata().ok()?;
+    let device = (
+        nix::sys::stat::major(meta.dev()),
+        nix::sys::stat::minor(meta.dev()),
+    );
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    holder_in(&locks, device, meta.ino())
+}
+
+/// Lines as `1: FLOCK  ADVISORY  WRITE 708 00:1b:12 0 EOF`, where those that wait have `->` before
+/// `FLOCK`.
+fn holder_in(locks: &str, (major, minor): (u64, u64), inode: u64) -> Option<i32> {
+    let file = format!("{major:02x}:{minor:02x}:{inode}");
+    locks.lines().find_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [_, "FLOCK", _, _, pid, of, ..] = words[..] else {
+            return None;
+        };
+        (of == file).then(|| pid.parse().ok())?
+    })
+}
+
 /// Says how willingly the kernel kills this process when memory is short (`proc(5)`): from -1000,
 /// never, to 1000. True when it was changed.
 ///
@@ -175,6 +201,27 @@ pub fn sibling(name: &str) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_holds_a_lock_is_found() {
+        use nix::fcntl::{Flock, FlockArg};
+        let dir = std::env::temp_dir().join(format!("seaway-flock-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let open = || File::open(&dir).unwrap();
+        assert_eq!(flock_holder(&open()), None);
+        let lock = Flock::lock(open(), FlockArg::LockExclusiveNonblock).unwrap();
+        let own = i32::try_from(std::process::id()).unwrap();
+        assert_eq!(flock_holder(&open()), Some(own));
+        drop(lock);
+        std::fs::remove_dir(&dir).unwrap();
+
+        let locks = "1: POSIX  ADVISORY  WRITE 7 00:1b:12 0 EOF\n\
+            2: FLOCK  ADVISORY  WRITE 8 00:1b:12 0 EOF\n\
+            2: -> FLOCK  ADVISORY  WRITE 9 00:1b:13 0 EOF\n";
+        assert_eq!(holder_in(locks, (0, 0x1b), 12), Some(8));
+        assert_eq!(holder_in(locks, (0, 0x1b), 13), None);
+        assert_eq!(holder_in(locks, (8, 0x1b), 12), None);
+    }
 
     #[test]
     fn a_daemon_has_its_own_session_and_log() {

@@ -1,14 +1,15 @@
 //! The modes, and how each is opened.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use api::cidr::Family;
 use linux::iptables::{self, Iptables};
 use linux::nftables::Nftables;
 
-use super::ebpf::Place;
+use super::ebpf::object::InUse;
+use super::ebpf::{Place, probe};
 use super::iptables::apply::Plane;
 use super::iptables::desired::Desired;
-use super::nftables::{self, apply::probe};
+use super::nftables;
 use super::{Backend, Settings, ipvs};
 use crate::conntrack::{Changed, FlowTable, KernelFlows};
 
@@ -50,11 +51,13 @@ pub fn cleanup(
     ebpf: &Place,
     settings: impl Fn(Family) -> Settings,
 ) -> Result<()> {
+    let ebpf = (ebpf, InUse::Refuse);
     clean(&Mode::ALL, clean_plane, of_ipvs, ebpf, settings)
 }
 
 /// Takes away what a process in another mode left behind; called when `mode` serves, which the flows
-/// go on with. What cannot be taken away is told, and is no reason to stop.
+/// go on with. What cannot be taken away is told, and is no reason to stop. Pins of a process that
+/// serves in mode ebpf are waited for, so call it on a thread of its own.
 pub fn remove_others(
     mode: Mode,
     of_ipvs: &ipvs::Options,
@@ -64,6 +67,7 @@ pub fn remove_others(
     let others: Vec<Mode> = Mode::ALL.into_iter().filter(|m| *m != mode).collect();
     let each = |_, plane: &mut dyn Backend| Ok(plane.cleanup()?);
     // What failed was told already.
+    let ebpf = (ebpf, InUse::Wait);
     drop(clean(&others, each, of_ipvs, ebpf, settings));
 }
 
@@ -72,7 +76,7 @@ fn clean(
     modes: &[Mode],
     each: impl Fn(Family, &mut dyn Backend) -> Result<()>,
     of_ipvs: &ipvs::Options,
-    ebpf: &Place,
+    (ebpf, in_use): (&Place, InUse),
     settings: impl Fn(Family) -> Settings,
 ) -> Result<()> {
     let mut result = Ok(());
@@ -87,7 +91,7 @@ fn clean(
         match mode {
             // Removing pins needs nothing loaded.
             Mode::Ebpf => {
-                done(mode, super::ebpf::apply::cleanup(ebpf));
+                done(mode, super::ebpf::apply::cleanup(ebpf, in_use));
                 continue;
             }
             Mode::Ipvs if !ipvs::is_there() => continue,
@@ -144,13 +148,22 @@ pub fn open_with(
         Mode::Iptables => open_iptables(settings),
         Mode::Ipvs => ipvs::open(of_ipvs, settings).with_context(|| missing(mode)),
         Mode::Nftables => open_nftables(settings),
-        Mode::Ebpf => super::ebpf::apply::open(ebpf, Family::BOTH.map(settings)),
+        Mode::Ebpf => {
+            let support = probe::probe(ebpf);
+            if !support.missing.is_empty() {
+                return Err(anyhow!(support.lacks())).with_context(|| missing(mode));
+            }
+            super::ebpf::apply::open(ebpf, Family::BOTH.map(settings))
+        }
     }
 }
 
-/// The best mode that this kernel has, and why it is not a better one.
+/// The mode for who names none: the default, nftables, where the kernel has it, else iptables; and why
+/// it is not the default. Mode ebpf attaches to the whole node's sockets and interfaces, and is only
+/// had by who asks for it.
 pub fn choose() -> (Mode, Option<String>) {
-    let probe = || Nftables::open().and_then(|mut nft| probe(&mut nft, Family::V4));
+    let probe =
+        || Nftables::open().and_then(|mut nft| nftables::apply::probe(&mut nft, Family::V4));
     match probe() {
         Ok(()) => (Mode::Nftables, None),
         Err(error) => (Mode::Iptables, Some(error.to_string())),
@@ -161,7 +174,7 @@ fn open_nftables(settings: impl Fn(Family) -> Settings) -> Result<Vec<(Family, B
     let mut all: Vec<(Family, Box<dyn Backend>)> = Vec::new();
     for family in Family::BOTH {
         let mut tables = Nftables::open().context("tables of the kernel")?;
-        match probe(&mut tables, family) {
+        match nftables::apply::probe(&mut tables, family) {
             Ok(()) => {}
             Err(error) if family == Family::V6 => {
                 tracing::warn!("no IPv6 services: {error}");

@@ -47,6 +47,8 @@ pub(crate) struct Lab {
     mode: Mode,
     more: Vec<String>,
     proxy: Option<Child>,
+    /// A proxy beside it.
+    other: Option<Child>,
     sockets: Option<Sockets>,
     _dir: tempfile::TempDir,
 }
@@ -106,6 +108,7 @@ impl Lab {
             mode,
             more: Vec::new(),
             proxy: None,
+            other: None,
             sockets: None,
             _dir: dir,
         }
@@ -172,11 +175,15 @@ impl Lab {
     }
 
     fn daemon(&self, args: Vec<String>) -> Child {
+        self.daemon_to(args, &self.log)
+    }
+
+    fn daemon_to(&self, args: Vec<String>, log: &std::path::Path) -> Child {
         let daemon = Daemon {
             program: env!("CARGO_BIN_EXE_proxy").into(),
             args: args.into_iter().map(Into::into).collect(),
             netns: Some(self.node.path.clone()),
-            log: Some(self.log.clone()),
+            log: Some(log.to_owned()),
             ..Daemon::default()
         };
         daemon.spawn().unwrap()
@@ -191,18 +198,29 @@ impl Lab {
         });
     }
 
-    /// Another proxy with the same flags, until it ends: its exit code and what it said.
-    pub(crate) fn second(&self) -> (Option<i32>, String) {
+    /// Another proxy with the same flags and more, until it ends: its exit code and what it said.
+    pub(crate) fn second(&self, more: &[&str]) -> (Option<i32>, String) {
         let log = self.log.with_extension("second");
-        let daemon = Daemon {
-            program: env!("CARGO_BIN_EXE_proxy").into(),
-            args: self.args().into_iter().map(Into::into).collect(),
-            netns: Some(self.node.path.clone()),
-            log: Some(log.clone()),
-            ..Daemon::default()
-        };
-        let status = daemon.spawn().unwrap().wait().unwrap();
+        let mut args = self.args();
+        args.extend(more.iter().map(|flag| (*flag).to_owned()));
+        let status = self.daemon_to(args, &log).wait().unwrap();
         (status.code(), fs::read_to_string(log).unwrap_or_default())
+    }
+
+    /// Starts another proxy beside the first one, with the same flags and more.
+    pub(crate) fn start_other(&mut self, more: &[&str]) {
+        let mut args = self.args();
+        args.extend(more.iter().map(|flag| (*flag).to_owned()));
+        self.other = Some(self.daemon_to(args, &self.log.with_extension("other")));
+    }
+
+    pub(crate) fn other_log(&self) -> String {
+        fs::read_to_string(self.log.with_extension("other")).unwrap_or_default()
+    }
+
+    /// The proxy's process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.proxy.as_ref().unwrap().id()
     }
 
     /// Starts the proxy and waits for nothing.
@@ -336,8 +354,12 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         self.stop(nix::sys::signal::Signal::SIGKILL);
+        if let Some(mut other) = self.other.take() {
+            drop(other.kill());
+            drop(other.wait());
+        }
         if std::thread::panicking() {
-            println!("{}", self.log_text());
+            println!("{}\n{}", self.log_text(), self.other_log());
         }
     }
 }

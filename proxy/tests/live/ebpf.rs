@@ -633,12 +633,121 @@ fn a_second_process_for_the_same_node_is_refused() {
     };
     lab.write("web.yaml", &service("web", SPEC, ALL));
     lab.start();
-    let (code, log) = lab.second();
+    let (code, log) = lab.second(&[]);
     assert_eq!(code, Some(1), "{log}");
     assert!(log.contains("is in use by another process"), "{log}");
     lab.p1.ask("172.30.0.41:80").unwrap();
     lab.stop(Signal::SIGKILL);
     lab.start();
+}
+
+/// The pins of a live process are its own: `--cleanup` says whose they are, and another mode takes them
+/// away when that process has ended, and serves on.
+#[test]
+fn a_live_process_keeps_its_pins() {
+    let Some(mut lab) = lab("a_live_process_keeps_its_pins") else {
+        return;
+    };
+    lab.write("web.yaml", &service("web", SPEC, ALL));
+    lab.start();
+    let pins = lab.pins().unwrap();
+    let is_served = |lab: &Lab| {
+        ["172.30.0.41:80", "[fd00:172::41]:80", "192.168.0.2:30041"]
+            .iter()
+            .all(|to| lab.p1.ask(to).is_ok() && lab.node.ask(to).is_ok())
+    };
+    let holder = format!("is in use by another process ({})", lab.pid());
+    let (code, log) = lab.second(&["--cleanup"]);
+    assert_eq!(code, Some(1), "{log}");
+    assert!(
+        log.contains(&holder) && log.contains("end it first"),
+        "{log}"
+    );
+    assert!(pins.join("node/links/connect4").exists());
+    assert!(is_served(&lab));
+    lab.start_other(&["--mode=nftables"]);
+    lab.wait("word of the live process", |lab| {
+        lab.other_log().contains("taken away when that has ended")
+    });
+    assert!(lab.other_log().contains(&holder), "{}", lab.other_log());
+    assert!(pins.join("node/links/connect4").exists());
+    assert!(is_served(&lab));
+    lab.stop(Signal::SIGKILL);
+    lab.wait("the pins to go", |_| !pins.exists());
+    // The kernel lets go of programs a moment after their last pin.
+    lab.wait("another mode to serve", is_served);
+}
+
+/// What is left out is named, once for each port; the other ports of the same service are served.
+#[test]
+fn ports_of_sctp_are_named_and_the_others_served() {
+    let Some(mut lab) = lab("ports_of_sctp_are_named_and_the_others_served") else {
+        return;
+    };
+    let spec = |last: u8| {
+        format!(
+            "{{clusterIP: 172.30.0.{last}, ports: [{{port: 80}}, {{name: sctp, port: 81, protocol: SCTP}}]}}"
+        )
+    };
+    lab.write("a.yaml", &service("a", &spec(51), ALL));
+    lab.start();
+    lab.wait("the port's name", |lab| {
+        lab.log_text()
+            .contains("SCTP is not served in mode ebpf: default/a:sctp")
+    });
+    lab.p1.ask("172.30.0.51:80").unwrap();
+    // As many as before, and another one.
+    lab.write("a.yaml", &service("b", &spec(52), ALL));
+    lab.wait("the other port's name", |lab| {
+        lab.log_text()
+            .contains("SCTP is not served in mode ebpf: default/b:sctp")
+    });
+    lab.wait("the other service", |lab| {
+        lab.p1.ask("172.30.0.52:80").is_ok()
+    });
+    assert_eq!(lab.log_text().matches("ebpf: default/a:sctp").count(), 1);
+}
+
+/// Pods in the node's network: as endpoints, their address is the node's, here and elsewhere; as
+/// clients, they are served as the node's own processes are.
+#[test]
+fn pods_in_the_nodes_network_are_endpoints_and_clients() {
+    let Some(mut lab) = lab("pods_in_the_nodes_network_are_endpoints_and_clients") else {
+        return;
+    };
+    lab.node.serve("host");
+    let endpoints = [
+        ("192.168.0.2", "node"),
+        ("10.180.1.1", "other"),
+        ("2001:db8::2", "node"),
+        ("fd00:180:1::1", "other"),
+    ];
+    lab.write("web.yaml", &service("web", SPEC, &endpoints));
+    lab.start();
+    for to in [
+        "172.30.0.41:80",
+        "[fd00:172::41]:80",
+        "192.168.0.2:30041",
+        "[2001:db8::2]:30041",
+    ] {
+        for place in [&lab.p1, &lab.node, &lab.cli] {
+            let all: Vec<String> = names(place, to).into_iter().collect();
+            assert_eq!(all, ["host", "p3"], "{to}");
+        }
+    }
+    // Only the one on this node, which sees the client's own address.
+    let local = SPEC.replacen("NodePort,", "NodePort, externalTrafficPolicy: Local,", 1);
+    lab.write("web.yaml", &service("web", &local, &endpoints));
+    for (to, client) in [
+        ("192.168.0.2:30041", "192.168.0.9"),
+        ("[2001:db8::2]:30041", "2001:db8::9"),
+    ] {
+        lab.wait("the endpoint here alone", |lab| {
+            names(&lab.cli, to).into_iter().eq(["host".to_owned()])
+        });
+        let (_, seen) = lab.cli.ask(to).unwrap();
+        assert_eq!(seen.to_string(), client);
+    }
 }
 
 #[test]

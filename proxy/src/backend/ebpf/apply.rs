@@ -1,7 +1,7 @@
 //! The doing: one family's entries in the maps, and what both families share.
 
 use linux::nftables::Notice;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -13,7 +13,7 @@ use linux::bpf::Map;
 use super::desired::Desired;
 use super::diff::{self, Change, Known};
 use super::node::{self, NodePlan};
-use super::object::{self, Maps, Object};
+use super::object::{self, InUse, Maps, Object};
 use super::observe::{entries, observe};
 use super::vanished::Vanished;
 use super::{Place, links, stats};
@@ -93,7 +93,7 @@ pub fn open(place: &Place, all: [Settings; 2]) -> Result<Vec<(Family, Box<dyn Ba
             maps: maps.clone(),
             desired: Desired::new(settings.clone()),
             known: None,
-            told_left_out: 0,
+            told_left_out: BTreeSet::new(),
         });
         (settings.family, plane)
     });
@@ -103,9 +103,9 @@ pub fn open(place: &Place, all: [Settings; 2]) -> Result<Vec<(Family, Box<dyn Ba
 /// Takes away everything without loading anything.
 ///
 /// # Errors
-/// Pins cannot be removed.
-pub fn cleanup(place: &Place) -> Result<()> {
-    object::remove(place)
+/// Pins cannot be removed, or are a live process's.
+pub fn cleanup(place: &Place, in_use: InUse) -> Result<()> {
+    object::remove(place, in_use)
 }
 
 /// Follows interfaces and addresses as they come and go, as long as the planes live.
@@ -199,7 +199,7 @@ struct Plane {
     desired: Desired,
     /// `None`: to be observed, since a write failed or somebody changed the maps.
     known: Option<Known>,
-    told_left_out: usize,
+    told_left_out: BTreeSet<PortName>,
 }
 
 impl Plane {
@@ -221,15 +221,18 @@ impl Plane {
 
     fn tell_left_out(&mut self) {
         let left_out = self.desired.left_out();
-        if left_out.len() > self.told_left_out {
-            let names: Vec<String> = left_out.iter().map(ToString::to_string).collect();
-            let names = names.join(", ");
+        let new = left_out.difference(&self.told_left_out);
+        let new: Vec<String> = new.map(ToString::to_string).collect();
+        if !new.is_empty() {
+            let names = new.join(", ");
             tracing::warn!(
                 "{}: SCTP is not served in mode ebpf: {names}",
                 self.family()
             );
         }
-        self.told_left_out = left_out.len();
+        if *left_out != self.told_left_out {
+            self.told_left_out.clone_from(left_out);
+        }
     }
 
     /// The first sync of a family, or one after other settings.
@@ -337,7 +340,8 @@ impl Backend for Plane {
     fn cleanup(&mut self) -> linux::Result<()> {
         let place = lock(&self.shared).place.clone();
         self.known = None;
-        cleanup(&place).map_err(|error| linux::Error::other("take pins away", format!("{error:#}")))
+        object::remove_pins(&place)
+            .map_err(|error| linux::Error::other("take pins away", format!("{error:#}")))
     }
 
     fn see(&mut self, _seen: &Notice<'_>) -> bool {

@@ -3,7 +3,7 @@
 //!
 //! [`plan`] turns one decision into what its port needs, [`desired`] keeps that for all ports,
 //! [`diff`] says which entries to write and in which order, [`apply`] does it. [`object`] loads the
-//! programs and pins maps, [`links`] attaches them. Keys, values and verdicts are those of
+//! programs and pins maps, [`links`] attaches them. [`probe`] asks the kernel for what all this needs. Keys, values and verdicts are those of
 //! `ebpf_common`, which the programs in the kernel share.
 
 pub mod apply;
@@ -15,6 +15,7 @@ pub mod node;
 pub mod object;
 pub mod observe;
 pub mod plan;
+pub mod probe;
 pub mod sizes;
 pub mod stats;
 pub mod table;

@@ -220,6 +220,11 @@ fn is_of_pods(settings: &Settings, name: &str) -> bool {
     }
 }
 
+/// Whether the kernel describes itself.
+pub fn has_btf() -> bool {
+    std::path::Path::new("/sys/kernel/btf/vmlinux").exists()
+}
+
 /// Finds out where the kernel keeps a socket's own address.
 ///
 /// # Errors

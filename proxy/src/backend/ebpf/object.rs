@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ use super::sizes::{Sizes, memory};
 use super::{Attach, Place, clsact};
 
 /// The kernel side, built by `cargo xtask ebpf`.
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../ebpf/prebuilt/seaway.o");
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../ebpf/prebuilt/seaway.o");
 
 /// Directory below the node's, with the links.
 const LINKS: &str = "links";
@@ -31,6 +32,9 @@ const MAPS: &str = "maps-";
 /// one looks.
 const LOCK_WAIT: Duration = Duration::from_secs(3);
 const LOCK_REST: Duration = Duration::from_millis(20);
+
+/// How often it is looked whether a process has ended whose pins are to go.
+const IN_USE_REST: Duration = Duration::from_millis(500);
 
 /// Maps whose entries are taken over from an earlier layout, as far as keys and values are as long.
 const TAKEN_OVER: [&str; 3] = ["FLOWS", "SOCKETS", "AFFINITIES"];
@@ -112,10 +116,10 @@ pub fn open(place: &Place) -> Result<(Object, Maps)> {
     let dir = node_dir(place);
     let sizes = Sizes::of(memory(), place.flows_max);
     let maps_dir = dir.join(format!("{MAPS}{}", sizes.tag()));
+    let lock = lock(&dir)?;
     for dir in [&dir.join(LINKS), &maps_dir] {
         fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
     }
-    let lock = lock(&dir)?;
     let adopted = maps_dir.join("SERVICES").exists();
     let mut loader = EbpfLoader::new();
     // Nothing in the programs is relocated by the kernel's types, which take a second to read.
@@ -164,18 +168,46 @@ fn reads_kernel() -> bool {
 fn lock(dir: &Path) -> Result<Flock<File>> {
     let give_up = Instant::now() + LOCK_WAIT;
     loop {
-        let file = File::open(dir).with_context(|| format!("open {}", dir.display()))?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => return Ok(lock),
-            Err((_, Errno::EWOULDBLOCK)) if Instant::now() < give_up => {
-                std::thread::park_timeout(LOCK_REST);
-            }
-            Err((_, Errno::EWOULDBLOCK)) => bail!(
-                "{} is in use by another process: two cannot serve one node; give each node its own --ebpf-pin-dir or --hostname-override",
+        fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+        match try_lock(dir)? {
+            Locked::Ours(lock) => return Ok(lock),
+            Locked::Gone => {}
+            Locked::Others(_) if Instant::now() < give_up => std::thread::park_timeout(LOCK_REST),
+            Locked::Others(who) => bail!(
+                "{} is in use by {who}: two cannot serve one node; give each node its own --ebpf-pin-dir or --hostname-override",
                 dir.display()
             ),
-            Err((_, error)) => bail!("lock {}: {}", dir.display(), error.desc()),
         }
+    }
+}
+
+/// Whose the lock on a node's directory is.
+enum Locked {
+    Ours(Flock<File>),
+    /// Another process's, as people are told.
+    Others(String),
+    /// Nobody's: the directory is not there (any more).
+    Gone,
+}
+
+fn try_lock(dir: &Path) -> Result<Locked> {
+    let file = match File::open(dir) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Locked::Gone),
+        file => file.with_context(|| format!("open {}", dir.display()))?,
+    };
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        // Whoever had it may have taken the directory away, and somebody may have made it anew.
+        Ok(lock) => match (fs::metadata(dir), lock.metadata()) {
+            (Ok(there), Ok(ours)) if there.ino() == ours.ino() => Ok(Locked::Ours(lock)),
+            _ => Ok(Locked::Gone),
+        },
+        Err((file, Errno::EWOULDBLOCK)) => {
+            Ok(Locked::Others(match linux::process::flock_holder(&file) {
+                Some(pid) => format!("another process ({pid})"),
+                None => "another process".to_owned(),
+            }))
+        }
+        Err((_, error)) => bail!("lock {}: {}", dir.display(), error.desc()),
     }
 }
 
@@ -297,11 +329,57 @@ fn copy(from: OwnedFd, name: &str, to: &Map) -> linux::Result<usize> {
     Ok(copied)
 }
 
-/// Takes away all pins of a node: with the last reference the kernel lets go of everything.
+/// What to do when a live process serves with the pins that are to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InUse {
+    /// Give up soon, and say who it is.
+    Refuse,
+    /// Say so, and wait until that process has ended, however long.
+    Wait,
+}
+
+/// Takes away all pins of a node: with the last reference the kernel lets go of everything. Those of a
+/// live process are left to it: its services would be gone without its noticing.
+///
+/// # Errors
+/// They cannot be removed; a live process serves with them.
+pub fn remove(place: &Place, in_use: InUse) -> Result<()> {
+    let dir = node_dir(place);
+    let give_up = Instant::now() + LOCK_WAIT;
+    let mut told = false;
+    let _lock = loop {
+        let who = match try_lock(&dir)? {
+            Locked::Ours(lock) => break lock,
+            Locked::Gone => return Ok(()),
+            Locked::Others(who) => who,
+        };
+        if Instant::now() < give_up {
+            std::thread::park_timeout(LOCK_REST);
+            continue;
+        }
+        if in_use == InUse::Refuse {
+            bail!(
+                "{} is in use by {who}, which serves in mode ebpf: end it first",
+                dir.display()
+            );
+        }
+        if !told {
+            tracing::warn!(
+                "{} is in use by {who}, which serves in mode ebpf: it is taken away when that has ended",
+                dir.display()
+            );
+            told = true;
+        }
+        std::thread::park_timeout(IN_USE_REST);
+    };
+    remove_pins(place)
+}
+
+/// As [`remove`], for the process that has the lock.
 ///
 /// # Errors
 /// They cannot be removed.
-pub fn remove(place: &Place) -> Result<()> {
+pub fn remove_pins(place: &Place) -> Result<()> {
     let dir = node_dir(place);
     clsact::detach_all(&dir.join(LINKS))?;
     match fs::remove_dir_all(&dir) {
