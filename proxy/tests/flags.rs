@@ -8,6 +8,9 @@ use linux::NetNs;
 use linux::ipvs::Ipvs;
 use linux::process::Daemon;
 
+/// What systemd starts.
+const UNITS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../dist/systemd");
+
 #[test]
 #[expect(
     clippy::disallowed_methods,
@@ -243,4 +246,38 @@ fn the_default_mode_says_why_it_is_not_ebpf() -> Result<()> {
 #[expect(clippy::print_stdout, reason = "a skipped test says so")]
 fn skipped(test: &str, why: &str) {
     println!("SKIPPED {test}: {why}");
+}
+
+/// The unit of `dist/systemd`: systemd has nothing to say, and the program knows the flags.
+#[test]
+fn the_unit_is_one_that_systemd_and_the_program_read() -> Result<()> {
+    let test = "the_unit_is_one_that_systemd_and_the_program_read";
+    let name = "seaway-proxy.service";
+    let text = std::fs::read_to_string(format!("{UNITS}/{name}"))?;
+    let built = env!("CARGO_BIN_EXE_proxy");
+    let text = text.replace("=/usr/local/bin/proxy ", &format!("={built} "));
+    let command = text.lines().find_map(|l| l.strip_prefix("ExecStart="));
+    let command = command.context("ExecStart")?.replace("%l", "node-1");
+    // By default systemd puts nothing where the variable is.
+    let mut words: Vec<&str> = command.split(' ').filter(|w| !w.starts_with('$')).collect();
+    assert_eq!(words.remove(0), built);
+    let dir = tempfile::tempdir()?;
+    let written = dir.path().join("written").display().to_string();
+    words.extend(["--write-config-to", &written]);
+    assert_eq!(run(&words)?, (Some(0), String::new()));
+    let settings = std::fs::read_to_string(written)?;
+    assert!(settings.contains("hostnameOverride: node-1"), "{settings}");
+    if linux::exec::which("systemd-analyze").is_none() {
+        skipped(test, "systemd-analyze is not installed (systemd)");
+        return Ok(());
+    }
+    for (more, good) in [("", true), ("\n[Service]\nRestart=sometimes\n", false)] {
+        let unit = dir.path().join(name);
+        std::fs::write(&unit, format!("{text}{more}"))?;
+        let verify = linux::exec::Exec::new("systemd-analyze").args(["verify", "--man=no"]);
+        let output = verify.arg(unit).output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned() + &output.text();
+        assert_eq!(output.status.success() && said.is_empty(), good, "{said}");
+    }
+    Ok(())
 }

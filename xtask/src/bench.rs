@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use linux::exec::Exec;
 
-use crate::{run, setup, vm};
+use crate::{dist, run, setup, vm};
 
 /// All benchmarks together.
 const BENCH_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -31,7 +31,7 @@ pub(crate) fn run(name: Option<&str>, json: bool) -> Result<ExitCode> {
     }
     let bin = match name {
         // Optimised builds take long, and most need one program.
-        Some("cni") => run::build_some(&["cni-plugin"], &["seaway-cni"])?,
+        Some("cni") => run::build_some(&[], &[])?,
         Some("overlay") => run::build_some(&["cni-plugin"], &["overlay"])?,
         Some("proxy") => run::build_some(&["proxy"], &["proxy"])?,
         _ => run::build(true)?,
@@ -39,6 +39,9 @@ pub(crate) fn run(name: Option<&str>, json: bool) -> Result<ExitCode> {
     let mut bench = Exec::new(bin.join(PROGRAM));
     if json {
         bench = bench.arg("--json");
+    }
+    if name.is_none_or(|name| name == "cni") {
+        bench = bench.env(PLUGIN, dist::plugin()?);
     }
     bench
         .args(name)
@@ -48,6 +51,9 @@ pub(crate) fn run(name: Option<&str>, json: bool) -> Result<ExitCode> {
         .context("benchmark")?;
     Ok(ExitCode::SUCCESS)
 }
+
+/// Names to the benchmark program the plugin as it is given away.
+const PLUGIN: &str = "SEAWAY_CNI";
 
 /// The benchmark program.
 const PROGRAM: &str = "seaway-bench";

@@ -6,6 +6,7 @@
 )]
 
 mod bench;
+mod dist;
 mod ebpf;
 mod guests;
 mod run;
@@ -16,7 +17,7 @@ mod vm;
 
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 /// Build, run and test Seaway.
@@ -83,7 +84,7 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
-    /// Make release archives
+    /// Build and pack what is given away: target/package/seaway-VERSION-linux-ARCH.tar.gz
     Dist,
 }
 
@@ -114,7 +115,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Tidy => tidy::run(),
         Command::Bench { name, json } => return bench::run(name.as_deref(), json),
         Command::Ebpf { check } => ebpf::run(check),
-        Command::Dist => bail!("dist: not yet (it comes with the first release)"),
+        Command::Dist => dist::run(),
     }?;
     Ok(ExitCode::SUCCESS)
 }

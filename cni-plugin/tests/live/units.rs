@@ -1,4 +1,4 @@
-//! The units under `dist/systemd`, as systemd and the programs read them.
+//! The units under `dist/systemd` of this package's programs, as systemd and the programs read them.
 
 use std::path::Path;
 
@@ -13,6 +13,7 @@ const BIN: &str = "/usr/local/bin/";
 fn units() -> Vec<(String, String)> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../dist/systemd");
     let files = std::fs::read_dir(dir).unwrap().map(|file| file.unwrap());
+    let files = files.filter(|file| file.file_name() != "seaway-proxy.service");
     let read = |file: std::fs::DirEntry| {
         let text = std::fs::read_to_string(file.path()).unwrap();
         let text = ["overlay", "seaway-cni"].iter().fold(text, |text, name| {

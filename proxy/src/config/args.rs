@@ -359,6 +359,7 @@ impl Args {
             }
         };
         text(&mut all.mode, &self.mode);
+        text(&mut all.hostname_override, &self.hostname_override);
         text(&mut all.cluster_cidr, &self.cluster_cidr);
         text(
             &mut all.detect_local.bridge_interface,

@@ -16,6 +16,9 @@ use serde_json::{Value, json};
 use super::{Figure, ms};
 use crate::program;
 
+/// In the environment: the plugin's file, e.g. as it is given away.
+pub const PLUGIN_VARIABLE: &str = "SEAWAY_CNI";
+
 /// Pods one after the other.
 const SEQUENTIAL: usize = 50;
 /// Pods in all, and how many at a time.
@@ -242,7 +245,7 @@ impl Drop for Lab {
 impl Kind {
     /// Ours, and the reference plugins where they are.
     fn all(full: bool) -> Result<Vec<Self>> {
-        let own = program("seaway-cni")?;
+        let own = plugin()?;
         let reference = PathBuf::from(REFERENCE_DIR);
         let mut all = vec![Self {
             reference: false,
@@ -317,14 +320,19 @@ fn measured(kind: &Kind, floor: &Lab) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
+/// The plugin that is measured: what the environment names, else the one beside this program.
+fn plugin() -> Result<PathBuf> {
+    std::env::var_os(PLUGIN_VARIABLE).map_or_else(|| program("seaway-cni"), |path| Ok(path.into()))
+}
+
 /// All figures of the CNI plugin.
 ///
 /// # Errors
 /// The plugin fails, or the kernel refuses something.
 pub fn run() -> Result<Vec<Figure>> {
-    let size = std::fs::metadata(program("seaway-cni")?)?.len();
+    let size = std::fs::metadata(plugin()?)?.len();
     let megabytes = f64::from(u32::try_from(size / 1000).unwrap_or(u32::MAX)) / 1000.0;
-    let note = "as built for this run";
+    let note = "the plugin's file";
     let mut figures = vec![Figure::of("cni.binary_mb", "MB", &[megabytes], note)];
     let floor = Lab::new("floor", SEQUENTIAL)?;
     floor.make_bridge()?;

@@ -265,6 +265,9 @@ pub(crate) fn anonymous(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// What `dist/kubernetes/seaway-proxy.yaml` is made with: its user writes the API server's address there.
+const MANIFEST_VALUES: &str = "proxy.enabled=true,proxy.apiServer.host=192.0.2.10";
+
 /// The chart of the network's programs, and the manifest made of it, as helm and the API server see them.
 pub(crate) fn network_chart(cluster: &Cluster) -> Result<()> {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../dist");
@@ -284,28 +287,59 @@ pub(crate) fn network_chart(cluster: &Cluster) -> Result<()> {
         made == manifest,
         "dist/kubernetes/seaway-network.yaml is not the chart's"
     );
-    let all = [
-        &template[..],
-        &[
-            "--set",
-            "networkPolicy=true,cni.names={loopback},extraArgs={--vni=7}",
-        ],
+    let alone = [
+        "--set",
+        MANIFEST_VALUES,
+        "--show-only",
+        "templates/proxy.yaml",
     ];
-    for text in [made, helm(&all.concat())?.text()] {
+    ensure!(
+        helm(&[&template[..], &alone].concat())?.text()
+            == std::fs::read_to_string(root.join("kubernetes/seaway-proxy.yaml"))?,
+        "dist/kubernetes/seaway-proxy.yaml is not the chart's"
+    );
+    let more = "networkPolicy=true,cni.names={loopback},extraArgs={--vni=7}";
+    let proxy = "proxy.enabled=true,proxy.apiServer.host=192.0.2.10,proxy.mode=ipvs";
+    let with = |values: &str| {
+        Ok::<_, anyhow::Error>(helm(&[&template[..], &["--set", values]].concat())?.text())
+    };
+    let network = [
+        "serviceaccount/seaway-network",
+        "clusterrole.rbac.authorization.k8s.io/seaway-network",
+        "clusterrolebinding.rbac.authorization.k8s.io/seaway-network",
+        "daemonset.apps/seaway-network",
+    ];
+    let both = [
+        &network[..],
+        &[
+            "serviceaccount/seaway-proxy",
+            "clusterrolebinding.rbac.authorization.k8s.io/seaway-proxy",
+            "daemonset.apps/seaway-proxy",
+        ],
+    ]
+    .concat();
+    for (text, objects) in [
+        (made, &network[..]),
+        (with(more)?, &network[..]),
+        (with(proxy)?, &both),
+    ] {
         for dry_run in ["--dry-run=server", "--dry-run=client"] {
             let apply = ["apply", dry_run, "-f", "-"];
             let command = cluster.kubectl_command(&apply).stdin(text.as_str());
             let said = command.run()?.text();
-            for object in [
-                "serviceaccount/seaway-network created",
-                "clusterrole.rbac.authorization.k8s.io/seaway-network created",
-                "clusterrolebinding.rbac.authorization.k8s.io/seaway-network created",
-                "daemonset.apps/seaway-network created",
-            ] {
-                ensure!(said.contains(object), "{object} is not in {said}");
+            for object in objects {
+                ensure!(
+                    said.contains(&format!("{object} created")),
+                    "{object} is not in {said}"
+                );
             }
-            ensure!(said.matches("dry run").count() == 4, "{said}");
+            ensure!(said.matches("dry run").count() == objects.len(), "{said}");
         }
     }
+    let Err(without) = with("proxy.enabled=true") else {
+        bail!("a proxy without the API server's address");
+    };
+    let said = format!("{without:#}");
+    ensure!(said.contains("proxy.apiServer.host"), "{said}");
     Ok(())
 }
