@@ -16,11 +16,11 @@ use ipnetwork::IpNetwork;
 
 use linux::ipvs::{Options as ServerOptions, Scheduler, Timeouts};
 
-use crate::backend::ebpf::{Attach, Place};
+use crate::backend::ebpf::{Attach, Place, xdp};
 use crate::backend::{DetectLocal, Mode, ipvs};
 
-use args::EbpfAttach;
 pub use args::{Args, DetectLocalMode};
+use args::{EbpfAttach, EbpfXdp};
 pub use file::KubeProxyConfiguration;
 
 /// Port of `/healthz` where an address is given without one.
@@ -255,6 +255,12 @@ fn ebpf_place(args: &Args, node_name: &str) -> Place {
             EbpfAttach::Auto => None,
             EbpfAttach::Tcx => Some(Attach::Tcx),
             EbpfAttach::Clsact => Some(Attach::Clsact),
+        },
+        xdp: match args.ebpf_xdp {
+            EbpfXdp::Off => None,
+            EbpfXdp::Native => Some(xdp::Mode::Native),
+            EbpfXdp::Generic => Some(xdp::Mode::Generic),
+            EbpfXdp::Auto => Some(xdp::Mode::Auto),
         },
     }
 }

@@ -8,6 +8,11 @@
     reason = "a failed test panics, a skipped one says so"
 )]
 
+/// The program before the stack.
+mod packets {
+    mod xdp;
+}
+
 use std::path::PathBuf;
 
 use aya::programs::{Program, TestRun, TestRunOptions};
@@ -88,6 +93,7 @@ impl Bench {
             node: "node".to_owned(),
             flows_max: Some(65_536),
             attach: None,
+            xdp: None,
         };
         let (object, maps) = object::open(&place).unwrap();
         let bench = Self {
@@ -158,14 +164,16 @@ impl Bench {
     /// Runs a program; returns its verdict and the packet after it.
     fn run(&mut self, program: &str, packet: &[u8]) -> (u32, Vec<u8>) {
         let program = self.object.ebpf().program(program).unwrap();
-        let Program::SchedClassifier(program) = program else {
-            panic!("no classifier");
-        };
         let mut out = vec![0; packet.len() + 64];
         let mut options = TestRunOptions::new();
         options.data_in = Some(packet);
         options.data_out = Some(&mut out);
-        let result = program.test_run(options).unwrap();
+        let result = match program {
+            Program::SchedClassifier(program) => program.test_run(options),
+            Program::Xdp(program) => program.test_run(options),
+            _ => panic!("neither a classifier nor of XDP"),
+        };
+        let result = result.unwrap();
         out.truncate(result.data_size_out as usize);
         (result.return_value, out)
     }

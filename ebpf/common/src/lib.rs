@@ -13,3 +13,4 @@ pub mod packet;
 pub mod resolve;
 pub mod socket;
 pub mod sum;
+pub mod xdp;

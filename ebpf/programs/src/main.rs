@@ -1,6 +1,7 @@
 //! The kernel side of the eBPF mode: thin shells over `ebpf-common`.
 //!
-//! `sockets` translates at `connect` and its like, `network` the packets of clients outside. Built by
+//! `sockets` translates at `connect` and its like, `network` the packets of clients outside, `xdp`
+//! some of those before the stack sees them. Built by
 //! `cargo xtask ebpf`; the object that it makes is committed.
 
 #![no_std]
@@ -9,6 +10,7 @@
 mod maps;
 mod network;
 mod sockets;
+mod xdp;
 
 #[cfg(not(test))]
 #[panic_handler]

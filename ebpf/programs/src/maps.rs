@@ -7,7 +7,7 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, LruPerCpuHashMap, PerC
 use ebpf_common::abi::{
     Addr, Affinity, AffinityKey, Config, Counter, CounterKey, Endpoint, Flow, FlowKey, FragmentKey,
     Frontend, FrontendKey, Iface, MemberKey, NodeAddr, PLACES, Places, Ports, RangeKey, Service,
-    SlotKey, SocketKey, SocketPeer, TableKey, event,
+    SlotKey, SocketKey, SocketPeer, TableKey, event, xdp_event,
 };
 use ebpf_common::nat::Flows;
 use ebpf_common::resolve::Services;
@@ -46,6 +46,8 @@ pub static FRAGMENTS: LruHashMap<FragmentKey, Ports> = LruHashMap::pinned(4096, 
 pub static COUNTERS: LruPerCpuHashMap<CounterKey, Counter> = LruPerCpuHashMap::pinned(32_768, 0);
 #[map]
 pub static EVENTS: PerCpuArray<u64> = PerCpuArray::pinned(event::COUNT, 0);
+#[map]
+pub static XDP_EVENTS: PerCpuArray<u64> = PerCpuArray::pinned(xdp_event::COUNT, 0);
 
 /// The maps as the shared code sees them.
 pub struct Maps;
@@ -188,6 +190,15 @@ fn is_looked_up(key: &FlowKey) -> bool {
 #[inline(always)]
 pub fn happened(event: u32) {
     if let Some(count) = EVENTS.get_ptr_mut(event) {
+        // SAFETY: this CPU's own element.
+        unsafe { *count += 1 };
+    }
+}
+
+/// Counts what is done before the stack.
+#[inline(always)]
+pub fn xdp_happened(event: u32) {
+    if let Some(count) = XDP_EVENTS.get_ptr_mut(event) {
         // SAFETY: this CPU's own element.
         unsafe { *count += 1 };
     }

@@ -5,15 +5,16 @@ use core::ptr::{addr_of, read_volatile};
 use aya_ebpf::bindings::{
     __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC,
 };
-use aya_ebpf::helpers::bpf_csum_diff;
+use aya_ebpf::helpers::{bpf_csum_diff, bpf_csum_update};
 use aya_ebpf::macros::{classifier, map};
 use aya_ebpf::maps::PerCpuArray;
 use aya_ebpf::programs::TcContext;
 use ebpf_common::abi::{
-    Addr, FragmentKey, IFACE_PODS, Iface, Port, Ports, UDP, event, same,
+    Addr, FragmentKey, IFACE_PODS, Iface, Mark, Port, Ports, UDP, event, same,
 };
 use ebpf_common::nat::{self, Action, Work};
 use ebpf_common::packet::{Bytes, Fragment, Kind, Packet, parse, v4_bytes};
+use ebpf_common::resolve::Services;
 
 use crate::maps::{FRAGMENTS, IFACES, Maps, count, happened};
 
@@ -22,7 +23,16 @@ const F_IPV6: u64 = 1 << 7;
 
 #[classifier]
 pub fn ingress(ctx: TcContext) -> i32 {
-    handle(ctx.skb.skb, 0)
+    let skb = ctx.skb.skb;
+    if let Some(sum) = translated(skb) {
+        // What the device has told of the packet was before it was translated.
+        if sum != 0 {
+            // SAFETY: the context; it refuses packets of which nothing was told.
+            unsafe { bpf_csum_update(skb, sum) };
+        }
+        return TC_ACT_UNSPEC;
+    }
+    handle(skb, 0)
 }
 
 #[classifier]
@@ -30,17 +40,40 @@ pub fn egress(ctx: TcContext) -> i32 {
     handle(ctx.skb.skb, 1)
 }
 
+/// Whether XDP has translated the packet, and by how much that has changed its sum.
+#[inline(always)]
+fn translated(skb: *mut __sk_buff) -> Option<u32> {
+    // SAFETY: fields of the context.
+    let (mark, data, ifindex) = unsafe {
+        (
+            read_volatile(addr_of!((*skb).data_meta)) as usize,
+            read_volatile(addr_of!((*skb).data)) as usize,
+            read_volatile(addr_of!((*skb).ingress_ifindex)),
+        )
+    };
+    if mark + size_of::<Mark>() > data {
+        return None;
+    }
+    // SAFETY: as long as was just found; every pattern of bits is a value.
+    let mark = unsafe { &*(mark as *const Mark) };
+    if mark.ifindex != ifindex || mark.who != Mark::of(Maps.config()?) {
+        return None;
+    }
+    Some(mark.sum)
+}
+
 /// What a packet needs that the stack has no room for.
 #[derive(Default)]
 pub struct Scratch {
-    outer: Packet,
-    inner: Packet,
-    work: Work,
+    pub outer: Packet,
+    pub inner: Packet,
+    pub work: Work,
 }
 
-/// One for each direction. The network stack handles one packet at a time on a CPU.
+/// One for each direction, and the last before the stack. The network stack handles one packet at a
+/// time on a CPU.
 #[map]
-static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(2, 0);
+pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(3, 0);
 
 /// The packet's bytes, wherever they are.
 struct Skb(TcContext);
@@ -117,7 +150,7 @@ fn decide(skb: *mut __sk_buff, scratch: &mut Scratch, out: bool) -> Action {
 }
 
 #[inline(never)]
-fn ingress_of(work: &mut Work) -> Action {
+pub fn ingress_of(work: &mut Work) -> Action {
     nat::ingress(&Maps, work)
 }
 

@@ -21,7 +21,9 @@ const PROG_QUERY: u32 = 16;
 const MAP_LOOKUP_BATCH: u32 = 24;
 const MAP_UPDATE_BATCH: u32 = 26;
 const MAP_DELETE_BATCH: u32 = 27;
+const LINK_CREATE: u32 = 28;
 const LINK_UPDATE: u32 = 29;
+const LINK_DETACH: u32 = 34;
 
 /// Entries written by one call.
 const BATCH_MAX: usize = 16_384;
@@ -31,6 +33,13 @@ const READ_BATCH: usize = 4096;
 
 /// `BPF_TCX_INGRESS` of `enum bpf_attach_type`.
 const TCX_INGRESS: u32 = 46;
+
+/// `BPF_XDP` of `enum bpf_attach_type`.
+const XDP: u32 = 37;
+
+/// `XDP_FLAGS_SKB_MODE` and `XDP_FLAGS_DRV_MODE` of `linux/if_link.h`.
+const XDP_GENERIC: u32 = 1 << 1;
+const XDP_NATIVE: u32 = 1 << 2;
 
 /// The leading fields of `struct bpf_map_info`.
 #[repr(C)]
@@ -65,7 +74,7 @@ pub struct LinkInfo {
 }
 
 impl LinkInfo {
-    /// Of a TCX link: the interface; 0 when that is gone.
+    /// Of a link of TCX or XDP: the interface; 0 when that is gone.
     pub fn ifindex(&self) -> u32 {
         self.words[0]
     }
@@ -169,6 +178,36 @@ pub fn replace_program(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> Result<
     bpf(LINK_UPDATE, &mut attr)
         .map(drop)
         .map_err(|e| Error::new("replace a program under its link", e))
+}
+
+/// Attaches a program to an interface, before the network stack, where none is yet; in the driver or,
+/// `generic`, with every driver. Drop of the link detaches it unless it is pinned.
+///
+/// # Errors
+/// The kernel's refusal; `EBUSY` or `EEXIST` when somebody else's program is there.
+pub fn attach_xdp(program: BorrowedFd<'_>, ifindex: u32, generic: bool) -> Result<OwnedFd> {
+    let flags = if generic { XDP_GENERIC } else { XDP_NATIVE };
+    let mut attr = Attr::new(&[pair(raw(program), ifindex), pair(XDP, flags)]);
+    bpf(LINK_CREATE, &mut attr).map(owned).map_err(|e| {
+        let other = matches!(e.raw_os_error(), Some(libc::EBUSY | libc::EEXIST));
+        let why = if other {
+            " (another program is there)"
+        } else {
+            ""
+        };
+        Error::new(format!("attach XDP to interface {ifindex}{why}"), e)
+    })
+}
+
+/// Takes a program away from where its link holds it, before the last reference to the link is gone.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn detach(link: BorrowedFd<'_>) -> Result<()> {
+    let mut attr = Attr::new(&[u64::from(raw(link))]);
+    bpf(LINK_DETACH, &mut attr)
+        .map(drop)
+        .map_err(|e| Error::new("detach a link", e))
 }
 
 /// Tells about a link.

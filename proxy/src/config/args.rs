@@ -162,6 +162,10 @@ pub struct Args {
     /// How mode ebpf attaches to interfaces: by links (Linux 6.6), or as filters of clsact
     #[arg(long, value_enum, default_value = "auto")]
     pub ebpf_attach: EbpfAttach,
+    /// Whether mode ebpf also works before the network stack (XDP), at interfaces to the outside: in
+    /// the driver (native), with every driver (generic), in the driver where that can (auto)
+    #[arg(long, value_enum, default_value = "off")]
+    pub ebpf_xdp: EbpfXdp,
     /// Print the tables of mode nftables as the kernel has them, with names of services, and end
     #[arg(long)]
     pub dump: bool,
@@ -188,6 +192,19 @@ pub enum EbpfAttach {
     Tcx,
     /// As filters of clsact
     Clsact,
+}
+
+/// Values of --ebpf-xdp.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum EbpfXdp {
+    /// Not at all
+    Off,
+    /// In the driver
+    Native,
+    /// At the entrance of the stack
+    Generic,
+    /// In the driver where that can do it
+    Auto,
 }
 
 /// How traffic of local pods is told from other traffic.
@@ -307,7 +324,7 @@ impl FromArgMatches for Ignored {
 }
 
 /// Flags that keep their effect beside --config.
-const BESIDE_FILE: [&str; 16] = [
+const BESIDE_FILE: [&str; 17] = [
     "config",
     "write-config-to",
     "init-only",
@@ -316,6 +333,7 @@ const BESIDE_FILE: [&str; 16] = [
     "ebpf-cgroup",
     "ebpf-flows-max",
     "ebpf-pin-dir",
+    "ebpf-xdp",
     "hostname-override",
     "manifests",
     "master",

@@ -16,6 +16,7 @@ use super::node::{self, NodePlan};
 use super::object::{self, InUse, Maps, Object};
 use super::observe::{entries, observe};
 use super::vanished::Vanished;
+use super::xdp::Xdp;
 use super::{Place, links, stats};
 use crate::backend::{Backend, MoreMetrics, Report, Settings};
 use crate::model::{Decisions, PortName};
@@ -29,6 +30,7 @@ pub struct Shared {
     maps: Arc<Maps>,
     settings: BTreeMap<u8, Settings>,
     offsets: Option<Offsets>,
+    xdp: Xdp,
     /// What the maps about the node hold; `None`: to be compared.
     node: Option<NodePlan>,
     /// Families that have synced since the start: when all have, the programs go live.
@@ -79,6 +81,7 @@ pub fn open(place: &Place, all: [Settings; 2]) -> Result<Vec<(Family, Box<dyn Ba
         maps: maps.clone(),
         settings: settings.into(),
         offsets,
+        xdp: Xdp::new(place.xdp),
         node: None,
         synced: Vec::new(),
         live: false,
@@ -152,6 +155,10 @@ impl Shared {
                 Err(error) => {
                     tracing::error!("{error:#}: clients outside the node are not served there");
                 }
+            }
+            let plan = self.node.as_ref().context("the node was looked at")?;
+            if let Err(error) = self.xdp.attach(&mut self.object, &facts, plan, renew) {
+                tracing::warn!("{error:#}");
             }
         }
         Ok(())

@@ -92,7 +92,11 @@ pub fn attach_sockets(object: &mut Object, cgroup: &Path) -> Result<()> {
 
 /// Replaces the program under the link at `path` where that is a live link to the same place;
 /// removes one that is not.
-fn replace(path: &Path, program: &Program, same: impl Fn(&LinkInfo) -> bool) -> Result<bool> {
+pub(super) fn replace(
+    path: &Path,
+    program: &Program,
+    same: impl Fn(&LinkInfo) -> bool,
+) -> Result<bool> {
     let link = match bpf::open_pinned(path) {
         Ok(link) => link,
         Err(e) if e.is_not_found() => return Ok(false),

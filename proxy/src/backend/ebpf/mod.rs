@@ -3,7 +3,8 @@
 //!
 //! [`plan`] turns one decision into what its port needs, [`desired`] keeps that for all ports,
 //! [`diff`] says which entries to write and in which order, [`apply`] does it. [`object`] loads the
-//! programs and pins maps, [`links`] attaches them. [`probe`] asks the kernel for what all this needs. Keys, values and verdicts are those of
+//! programs and pins maps, [`links`] attaches them, [`xdp`] one more where that is asked for. [`probe`]
+//! asks the kernel for what all this needs. Keys, values and verdicts are those of
 //! `ebpf_common`, which the programs in the kernel share.
 
 pub mod apply;
@@ -20,6 +21,7 @@ pub mod sizes;
 pub mod stats;
 pub mod table;
 pub mod vanished;
+pub mod xdp;
 
 #[cfg(test)]
 mod properties;
@@ -48,4 +50,6 @@ pub struct Place {
     pub flows_max: Option<u32>,
     /// How programs are attached to interfaces; `None`: by links where the kernel has them.
     pub attach: Option<Attach>,
+    /// Where a program before the network stack runs; `None`: there is none.
+    pub xdp: Option<xdp::Mode>,
 }

@@ -26,6 +26,8 @@ pub struct Interface {
     pub index: u32,
     /// Name.
     pub name: String,
+    /// Kind of link; none for physical ones.
+    pub kind: Option<String>,
     /// The bridge or the like that it is a port of.
     pub master: Option<u32>,
     /// Its frames have Ethernet headers.
@@ -119,6 +121,7 @@ fn list(host: &mut Kernel) -> linux::Result<Facts> {
         facts.ips.extend(&ips);
         facts.interfaces.push(Interface {
             index: link.index,
+            kind: link.kind,
             master: link.master,
             is_ethernet: link.mac.is_some(),
             ips: ips.into_iter().filter(|ip| !is_link_local(ip)).collect(),

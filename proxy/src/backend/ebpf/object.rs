@@ -40,7 +40,7 @@ const IN_USE_REST: Duration = Duration::from_millis(500);
 const TAKEN_OVER: [&str; 3] = ["FLOWS", "SOCKETS", "AFFINITIES"];
 
 /// Every map that user space reads or writes.
-pub(super) const ALL: [&str; 15] = [
+pub(super) const ALL: [&str; 16] = [
     "CONFIG",
     "FRONTENDS",
     "SERVICES",
@@ -56,6 +56,7 @@ pub(super) const ALL: [&str; 15] = [
     "FRAGMENTS",
     "COUNTERS",
     "EVENTS",
+    "XDP_EVENTS",
 ];
 
 /// The maps, by name.
@@ -211,7 +212,8 @@ fn try_lock(dir: &Path) -> Result<Locked> {
     }
 }
 
-/// Loads all programs, and says of each that the kernel refuses why.
+/// Loads all programs but that for XDP, which not everybody wants; says of each that the kernel
+/// refuses why.
 fn load(ebpf: &mut Ebpf) -> Result<()> {
     let mut refused = Vec::new();
     for (name, program) in ebpf.programs_mut() {
@@ -231,7 +233,7 @@ fn load(ebpf: &mut Ebpf) -> Result<()> {
 }
 
 /// An error with its causes, the last lines of the verifier's log among them.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -403,6 +405,7 @@ pub fn program_fd(program: &Program) -> Result<std::os::fd::BorrowedFd<'_>> {
     let fd = match program {
         Program::CgroupSockAddr(program) => program.fd(),
         Program::SchedClassifier(program) => program.fd(),
+        Program::Xdp(program) => program.fd(),
         _ => bail!("a program of another type"),
     };
     Ok(fd.context("use a program")?.as_fd())

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use ebpf_common::abi::{Counter, CounterKey, Plain, event, from_bytes};
+use ebpf_common::abi::{Counter, CounterKey, Plain, event, from_bytes, xdp_event};
 use linux::bpf::Map;
 
 use super::object::{ALL, Maps};
@@ -12,7 +12,7 @@ use super::plan;
 use crate::model::PortName;
 
 /// Maps whose entries are not counted: always full, or of passing things.
-const UNCOUNTED: [&str; 3] = ["CONFIG", "FRAGMENTS", "EVENTS"];
+const UNCOUNTED: [&str; 4] = ["CONFIG", "FRAGMENTS", "EVENTS", "XDP_EVENTS"];
 
 /// The values of all CPUs in one read.
 fn per_cpu<T: Plain>(bytes: &[u8]) -> impl Iterator<Item = T> {
@@ -46,6 +46,13 @@ pub fn render(maps: &Maps, names: &BTreeMap<u32, PortName>, ended: u64) -> linux
         let count = total(maps.get("EVENTS"), index)?;
         line(format_args!(
             "seaway_ebpf_events_total{{event=\"{name}\"}} {count}"
+        ));
+    }
+    line(format_args!("# TYPE seaway_ebpf_xdp_packets_total counter"));
+    for (index, name) in (0..xdp_event::COUNT).zip(xdp_event::NAMES) {
+        let count = total(maps.get("XDP_EVENTS"), index)?;
+        line(format_args!(
+            "seaway_ebpf_xdp_packets_total{{action=\"{name}\"}} {count}"
         ));
     }
     line(format_args!(
