@@ -54,8 +54,9 @@ fn translated(skb: *mut __sk_buff) -> Option<u32> {
     if mark + size_of::<Mark>() > data {
         return None;
     }
-    // SAFETY: as long as was just found; every pattern of bits is a value.
-    let mark = unsafe { &*(mark as *const Mark) };
+    // SAFETY: as long as was just found; every pattern of bits is a value. Some kernels ask for
+    // alignment.
+    let mark = unsafe { (mark as *const Mark).read_unaligned() };
     if mark.ifindex != ifindex || mark.who != Mark::of(Maps.config()?) {
         return None;
     }

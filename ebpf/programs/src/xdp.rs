@@ -134,8 +134,8 @@ fn mark(ctx: *mut xdp_md, ifindex: u32, sum: u16) -> bool {
         ifindex,
         sum: u32::from(u16::from_ne_bytes(sum.to_be_bytes())),
     };
-    // SAFETY: as long as was just found.
-    unsafe { (at as *mut Mark).write(mark) };
+    // SAFETY: as long as was just found. Some kernels ask for alignment.
+    unsafe { (at as *mut Mark).write_unaligned(mark) };
     true
 }
 
