@@ -15,6 +15,7 @@ mod sockets;
 /// What one mode has of its own.
 mod live {
     mod ebpf;
+    mod xdp;
 }
 
 use std::collections::BTreeMap;

@@ -26,18 +26,18 @@ mod tables {
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use api::cidr::Family;
-use linux::NetNs;
 use linux::iptables::{self, Iptables};
+use linux::{Host as _, NetNs};
 use proxy::backend::ebpf::Place;
 use proxy::backend::ebpf::object::InUse;
 use proxy::backend::{self, Mode, NodePortScope, Settings};
+use tables::lab::Lab;
 use tables::run::{Way, run};
-use tables::site::Site;
 use tables::trouble::Trouble;
 
 /// Runs all tables one way. A mode that this kernel or this version does not have is skipped.
 #[track_caller]
-fn check(name: &str, mode: Mode, prepare: fn(&Site)) {
+fn check(name: &str, mode: Mode, flags: &'static [&'static str], prepare: fn(&mut Lab)) {
     if !nix::unistd::geteuid().is_root() {
         println!("SKIPPED tables on the kernel, {name}: needs root");
         return;
@@ -46,7 +46,11 @@ fn check(name: &str, mode: Mode, prepare: fn(&Site)) {
         println!("SKIPPED tables on the kernel, {name}: {why}");
         return;
     }
-    let count = run(&Way { mode, prepare });
+    let count = run(&Way {
+        mode,
+        flags,
+        prepare,
+    });
     let rows = |family| count.rows.get(&family).copied().unwrap_or_default();
     println!(
         "COUNTED proxy table rows on the kernel, {name}: {} IPv4, {} IPv6, {} of SCTP left out, in {} labs",
@@ -61,6 +65,11 @@ fn check(name: &str, mode: Mode, prepare: fn(&Site)) {
         count.failures.len(),
         count.failures.join("\n")
     );
+    if flags.contains(&"--ebpf-xdp") {
+        let before = count.before_stack;
+        println!("COUNTED packets of the table rows translated before the stack: {before}");
+        assert!(before > 2000, "{before}");
+    }
 }
 
 /// Why a mode cannot be run here, if it cannot.
@@ -86,6 +95,7 @@ fn unavailable(mode: Mode) -> Option<String> {
         node: "unavailable".to_owned(),
         flows_max: Some(1024),
         attach: None,
+        xdp: None,
     };
     let open = move || {
         let opened = backend::open(mode, &place, settings).map(drop);
@@ -164,14 +174,14 @@ fn ipvs_killed_at_random_moments() {
 
 #[test]
 fn iptables_nft() {
-    check("iptables (nft back end)", Mode::Iptables, |_| {});
+    check("iptables (nft back end)", Mode::Iptables, &[], |_| {});
 }
 
 /// On a node whose rules are in the old tables.
 #[test]
 fn iptables_legacy() {
-    check("iptables (legacy back end)", Mode::Iptables, |node| {
-        node.run(|| {
+    check("iptables (legacy back end)", Mode::Iptables, &[], |lab| {
+        lab.node.run(|| {
             for family in [iptables::Family::V4, iptables::Family::V6] {
                 let legacy = Iptables::of(family, iptables::Backend::Legacy).unwrap();
                 let other = "*filter\n:OTHER - [0:0]\n-A OTHER -j RETURN\nCOMMIT\n";
@@ -185,15 +195,26 @@ fn iptables_legacy() {
 
 #[test]
 fn nftables() {
-    check("nftables", Mode::Nftables, |_| {});
+    check("nftables", Mode::Nftables, &[], |_| {});
 }
 
 #[test]
 fn ipvs() {
-    check("ipvs", Mode::Ipvs, |_| {});
+    check("ipvs", Mode::Ipvs, &[], |_| {});
 }
 
 #[test]
 fn ebpf() {
-    check("ebpf", Mode::Ebpf, |_| {});
+    check("ebpf", Mode::Ebpf, &[], |_| {});
+}
+
+/// Before the stack, for which packets must come with their checksums, as they do from outside.
+#[test]
+fn ebpf_xdp() {
+    let flags = &["--ebpf-xdp", "native"];
+    check("ebpf with XDP", Mode::Ebpf, flags, |lab| {
+        for site in [&mut lab.cli, &mut lab.bad, &mut lab.void, &mut lab.rem] {
+            site.kernel.set_tx_checksum("eth0", false).unwrap();
+        }
+    });
 }

@@ -40,7 +40,7 @@ const OVERLAY: &[&str] = &[
 type Part = (&'static str, &'static [&'static str]);
 
 /// The part of the packet tests that does not ask the kernel anything new a second time.
-const MILLION: &str = "malformed_packets_by_the_million";
+const MILLION: &str = "malformed_packets";
 
 /// What runs in each lane. Nothing of it may be skipped there. The slow lane leaves out what depends
 /// neither on nf_tables nor on the kernel's version.
@@ -69,7 +69,11 @@ const LANES: &[(Lane, &[Part])] = &[
             ("ebpf_packets", &["--skip", MILLION]),
             (
                 "proxy/live",
-                &["ebpf::consistent_hashing", "ebpf::sockets_see"],
+                &[
+                    "ebpf::consistent_hashing",
+                    "ebpf::sockets_see",
+                    "xdp::clients_are_served_in",
+                ],
             ),
         ],
     ),

@@ -11,7 +11,7 @@ pub(crate) const PORT: u16 = 8080;
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The same in a guest, where everything takes longer.
-pub(super) fn patience() -> Duration {
+pub(crate) fn patience() -> Duration {
     linux::patience::scaled(PATIENCE)
 }
 

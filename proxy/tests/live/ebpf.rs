@@ -17,7 +17,7 @@ use linux::link::LinkChange;
 use nix::sys::signal::Signal;
 use proxy::backend::ebpf::plan;
 
-const ALL: &[(&str, &str)] = &[
+pub(super) const ALL: &[(&str, &str)] = &[
     ("10.180.0.1", "node"),
     ("10.180.0.2", "node"),
     ("10.180.1.1", "other"),
@@ -26,7 +26,7 @@ const ALL: &[(&str, &str)] = &[
     ("fd00:180:1::1", "other"),
 ];
 
-const SPEC: &str = "{type: NodePort, clusterIP: 172.30.0.41, clusterIPs: [172.30.0.41, \"fd00:172::41\"], ports: [{port: 80, nodePort: 30041}, {name: udp, port: 80, protocol: UDP, nodePort: 30041}]}";
+pub(super) const SPEC: &str = "{type: NodePort, clusterIP: 172.30.0.41, clusterIPs: [172.30.0.41, \"fd00:172::41\"], ports: [{port: 80, nodePort: 30041}, {name: udp, port: 80, protocol: UDP, nodePort: 30041}]}";
 
 /// A service without endpoints.
 const EMPTY: &str =
@@ -147,7 +147,12 @@ fn datagrams(lab: &Lab) {
 }
 
 /// Connects again and again; counts answers and failures.
-fn ask_on(place: &lab::place::Place, to: &str, stop: &AtomicBool, counts: &[AtomicUsize; 2]) {
+pub(super) fn ask_on(
+    place: &lab::place::Place,
+    to: &str,
+    stop: &AtomicBool,
+    counts: &[AtomicUsize; 2],
+) {
     let to: SocketAddr = to.parse().unwrap();
     place.run(|| {
         while !stop.load(Ordering::Relaxed) {
@@ -158,7 +163,7 @@ fn ask_on(place: &lab::place::Place, to: &str, stop: &AtomicBool, counts: &[Atom
 }
 
 /// Ends threads that work on also when the test panics.
-struct Stop<'a>(&'a AtomicBool);
+pub(super) struct Stop<'a>(pub(super) &'a AtomicBool);
 
 impl Drop for Stop<'_> {
     fn drop(&mut self) {

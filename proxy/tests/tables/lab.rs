@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 
 use api::cidr::{Family, parse_ip};
+use ebpf_common::abi::xdp_event;
 use linux::Host;
 use linux::link::{LinkChange, NewBridge};
 use linux::process::Daemon;
@@ -222,6 +223,27 @@ impl Lab {
         let args = sockets.args();
         self.sockets = Some(sockets);
         args
+    }
+
+    /// Packets that XDP has translated on the node, in mode ebpf.
+    pub(crate) fn translated_before_stack(&self) -> u64 {
+        let Some(sockets) = &self.sockets else {
+            return 0;
+        };
+        let nodes = std::fs::read_dir(&sockets.pins).unwrap();
+        let layouts = nodes.flat_map(|node| std::fs::read_dir(node.unwrap().path()).unwrap());
+        let pins = layouts.map(|layout| layout.unwrap().path().join("XDP_EVENTS"));
+        pins.filter_map(|pin| linux::bpf::open_pinned(&pin).ok())
+            .map(|map| {
+                let map = linux::bpf::Map::new(map, "XDP_EVENTS").unwrap();
+                let index = xdp_event::TRANSLATED.to_ne_bytes();
+                let counts = map.lookup(&index).unwrap().unwrap();
+                let counts = counts.chunks(8);
+                counts
+                    .map(|count| u64::from_ne_bytes(count.try_into().unwrap()))
+                    .sum::<u64>()
+            })
+            .sum()
     }
 
     /// Moves the threads of the node and its pods into a control group.

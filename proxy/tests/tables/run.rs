@@ -38,6 +38,8 @@ pub(crate) struct Count {
     pub(crate) rows: BTreeMap<Family, usize>,
     pub(crate) sctp: usize,
     pub(crate) labs: usize,
+    /// Packets translated by XDP.
+    pub(crate) before_stack: u64,
     pub(crate) failures: Vec<String>,
 }
 
@@ -51,8 +53,10 @@ impl Count {
 /// A way to run the proxy.
 pub(crate) struct Way {
     pub(crate) mode: Mode,
-    /// Prepares the node.
-    pub(crate) prepare: fn(&Site),
+    /// Flags of its own.
+    pub(crate) flags: &'static [&'static str],
+    /// Prepares the node and those around it.
+    pub(crate) prepare: fn(&mut Lab),
 }
 
 /// Runs all files.
@@ -72,8 +76,9 @@ fn run_group(way: &Way, jobs: &[Job], count: &mut Count) {
     }
     let settings: Vec<(Family, Setting)> = settings.into_iter().collect();
     let mut lab = Lab::new(&settings);
-    (way.prepare)(&lab.node);
+    (way.prepare)(&mut lab);
     let mut args = args(way.mode, &settings, &lab.manifests());
+    args.extend(way.flags.iter().map(|flag| (*flag).to_owned()));
     if way.mode == Mode::Ebpf {
         args.extend(lab.group_sockets());
     }
@@ -93,6 +98,7 @@ fn run_group(way: &Way, jobs: &[Job], count: &mut Count) {
         };
         runner.run(count);
     }
+    count.before_stack += lab.translated_before_stack();
 }
 
 /// One case.

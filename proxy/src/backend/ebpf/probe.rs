@@ -44,6 +44,7 @@ const PROGRAMS: [(ProgramType, &str, Helpers); 2] = [
             (BpfHelper::BPF_FUNC_l3_csum_replace, "l3_csum_replace"),
             (BpfHelper::BPF_FUNC_l4_csum_replace, "l4_csum_replace"),
             (BpfHelper::BPF_FUNC_csum_diff, "csum_diff"),
+            (BpfHelper::BPF_FUNC_csum_update, "csum_update"),
         ],
     ),
 ];

@@ -100,7 +100,7 @@ impl Xdp {
         if let Some(wanted) = self.wanted
             && let Some(program) = self.program(object)
         {
-            for interface in outward(facts, plan) {
+            for interface in outward(facts, plan, &held(&dir)) {
                 if self.refused.contains(&interface.index) {
                     continue;
                 }
@@ -113,13 +113,9 @@ impl Xdp {
                 }
             }
         }
-        let entries = fs::read_dir(&dir).into_iter().flatten().flatten();
-        let pins = entries.map(|entry| entry.path()).filter(|path| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            name.starts_with(XDP) && !kept.contains(path)
-        });
-        pins.collect::<Vec<_>>()
+        pins(&dir)
             .iter()
+            .filter(|path| !kept.contains(path))
             .try_for_each(|path| detach(path))
     }
 
@@ -142,8 +138,29 @@ impl Xdp {
     }
 }
 
+/// What is pinned of this module.
+fn pins(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let is_ours = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with(XDP)
+    };
+    entries.map(|entry| entry.path()).filter(is_ours).collect()
+}
+
+/// Interfaces that a link is pinned for.
+fn held(dir: &Path) -> BTreeSet<u32> {
+    let index = |path: PathBuf| {
+        let name = path.file_name()?.to_str()?.strip_prefix(XDP)?;
+        name.split('-').next()?.parse().ok()
+    };
+    pins(dir).into_iter().filter_map(index).collect()
+}
+
 /// Interfaces on which clients outside come: not those of pods, nor bridges, their ports or tunnels.
-pub fn outward<'a>(facts: &'a Facts, plan: &NodePlan) -> Vec<&'a Interface> {
+/// Those of `held` have the program: without an address for a while they keep it, since drivers may
+/// stop a device for a moment when it comes or goes.
+pub fn outward<'a>(facts: &'a Facts, plan: &NodePlan, held: &BTreeSet<u32>) -> Vec<&'a Interface> {
     let is_of_pods = |interface: &Interface| {
         let known = plan.ifaces.get(&interface.index);
         known.is_none_or(|iface| iface.flags & IFACE_PODS != 0)
@@ -159,7 +176,8 @@ pub fn outward<'a>(facts: &'a Facts, plan: &NodePlan) -> Vec<&'a Interface> {
         interface.is_exit()
             && kind.is_none_or(|kind| KINDS.contains(&kind))
             && !is_of_pods(interface)
-            && interface.ips.iter().any(is_outside)
+            && (interface.ips.iter().any(is_outside)
+                || (interface.ips.is_empty() && held.contains(&interface.index)))
     });
     outward.collect()
 }
@@ -281,10 +299,13 @@ mod tests {
             };
             plan.ifaces.insert(interface.index, iface);
         }
-        let names: Vec<&str> = outward(&facts, &plan)
-            .iter()
-            .map(|i| i.name.as_str())
-            .collect();
-        assert_eq!(names, ["eth0", "eth7"]);
+        let names = |held: &[u32]| -> Vec<&str> {
+            let held = held.iter().copied().collect();
+            let found = outward(&facts, &plan, &held);
+            found.iter().map(|i| i.name.as_str()).collect()
+        };
+        assert_eq!(names(&[]), ["eth0", "eth7"]);
+        // One that has lost its address keeps its program, one that is of pods by now does not.
+        assert_eq!(names(&[2, 5, 9]), ["eth0", "eth7", "eth9"]);
     }
 }
