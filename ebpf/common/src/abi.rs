@@ -120,9 +120,10 @@ macro_rules! plain {
         const _: () = assert!(0 $(+ size_of::<$type>())* == $size);
         #[expect(unsafe_code, reason = "the size is the sum of the fields' sizes: there is no padding")]
         // SAFETY: integers and arrays of them, repr(C), no padding as asserted.
-        unsafe impl Plain for $name {}
+        unsafe impl $crate::abi::Plain for $name {}
     };
 }
+pub(crate) use plain;
 
 plain!(20,
     /// An address and a port.
@@ -549,45 +550,6 @@ plain!(24,
         bytes: u64,
     }
 );
-
-plain!(12,
-    /// What the program before the stack (XDP) leaves in front of a packet that it has translated, for
-    /// the program at ingress of the same interface.
-    Mark {
-        /// [`Mark::of`] this node.
-        who: u32,
-        /// The interface.
-        ifindex: u32,
-        /// By how much the sum of the packet has grown, as the kernel adds sums.
-        sum: u32,
-    }
-);
-
-impl Mark {
-    /// Tells our marks from those of others, and of other nodes on this machine.
-    #[inline(always)]
-    pub fn of(config: &Config) -> u32 {
-        let [a, b, c, d, ..] = config.node_netns.to_ne_bytes();
-        u32::from_ne_bytes([a, b, c, d]) ^ 0x5ea3_a9d1
-    }
-}
-
-/// Indices of the map of what XDP does, one number for each CPU.
-pub mod xdp_event {
-    /// Packets translated.
-    pub const TRANSLATED: u32 = 0;
-    /// Packets dropped; `event::DROP_*` has the reasons.
-    pub const DROPPED: u32 = 1;
-    /// Packets of TCP and UDP left to the stack since their checksum may be unfinished.
-    pub const CHECKSUM: u32 = 2;
-    /// Packets of services left to the stack since the driver takes no mark.
-    pub const NO_MARK: u32 = 3;
-    /// How many there are.
-    pub const COUNT: u32 = 4;
-    /// Their names in metrics, in order.
-    pub const NAMES: [&str; COUNT as usize] =
-        ["translated", "dropped", "left_checksum", "left_no_metadata"];
-}
 
 /// Indices of the map of events, one number for each CPU.
 pub mod event {

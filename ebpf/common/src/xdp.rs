@@ -5,9 +5,48 @@
 //! that runs before the stack is not told, so what looks like that is left to the programs after it,
 //! to which the kernel's helpers tell the difference.
 
-use crate::abi::{Endpoint, TCP, UDP};
+use crate::abi::{Config, Endpoint, TCP, UDP, plain};
 use crate::packet::{Bytes, Fragment, Packet};
 use crate::sum::{add_addr, add16, difference, fold, update};
+
+plain!(12,
+    /// What the program before the stack (XDP) leaves in front of a packet that it has translated, for
+    /// the program at ingress of the same interface.
+    Mark {
+        /// [`Mark::of`] this node.
+        who: u32,
+        /// The interface.
+        ifindex: u32,
+        /// By how much the sum of the packet has grown, as the kernel adds sums.
+        sum: u32,
+    }
+);
+
+impl Mark {
+    /// Tells our marks from those of others, and of other nodes on this machine.
+    #[inline(always)]
+    pub fn of(config: &Config) -> u32 {
+        let [a, b, c, d, ..] = config.node_netns.to_ne_bytes();
+        u32::from_ne_bytes([a, b, c, d]) ^ 0x5ea3_a9d1
+    }
+}
+
+/// Indices of the map of what XDP does, one number for each CPU.
+pub mod event {
+    /// Packets translated.
+    pub const TRANSLATED: u32 = 0;
+    /// Packets dropped; `event::DROP_*` has the reasons.
+    pub const DROPPED: u32 = 1;
+    /// Packets of TCP and UDP left to the stack since their checksum may be unfinished.
+    pub const CHECKSUM: u32 = 2;
+    /// Packets of services left to the stack since the driver takes no mark.
+    pub const NO_MARK: u32 = 3;
+    /// How many there are.
+    pub const COUNT: u32 = 4;
+    /// Their names in metrics, in order.
+    pub const NAMES: [&str; COUNT as usize] =
+        ["translated", "dropped", "left_checksum", "left_no_metadata"];
+}
 
 /// What is read of a packet beside what [`Packet`] holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -1,6 +1,8 @@
 //! Properties of what is done before the stack: unfinished checksums are told, and those that are
 //! complete stay right.
 
+#![expect(clippy::unwrap_used, reason = "a failed test panics")]
+
 use ebpf_common::abi::{Endpoint, TCP, UDP, v4};
 use ebpf_common::packet::{Kind, Packet, parse};
 use ebpf_common::sum::{add_addr, checksum, fold};

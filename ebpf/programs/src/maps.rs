@@ -7,11 +7,12 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, LruPerCpuHashMap, PerC
 use ebpf_common::abi::{
     Addr, Affinity, AffinityKey, Config, Counter, CounterKey, Endpoint, Flow, FlowKey, FragmentKey,
     Frontend, FrontendKey, Iface, MemberKey, NodeAddr, PLACES, Places, Ports, RangeKey, Service,
-    SlotKey, SocketKey, SocketPeer, TableKey, event, xdp_event,
+    SlotKey, SocketKey, SocketPeer, TableKey, event,
 };
 use ebpf_common::nat::Flows;
 use ebpf_common::resolve::Services;
 use ebpf_common::socket::Sockets;
+use ebpf_common::xdp::event as xdp_event;
 
 /// Elements of these maps are replaced as a whole: readers see the old value or the new one.
 const ATOMIC: u32 = BPF_F_NO_PREALLOC;

@@ -10,11 +10,12 @@ use aya_ebpf::macros::{classifier, map};
 use aya_ebpf::maps::PerCpuArray;
 use aya_ebpf::programs::TcContext;
 use ebpf_common::abi::{
-    Addr, FragmentKey, IFACE_PODS, Iface, Mark, Port, Ports, UDP, event, same,
+    Addr, FragmentKey, IFACE_PODS, Iface, Port, Ports, UDP, event, same,
 };
 use ebpf_common::nat::{self, Action, Work};
 use ebpf_common::packet::{Bytes, Fragment, Kind, Packet, parse, v4_bytes};
 use ebpf_common::resolve::Services;
+use ebpf_common::xdp::Mark;
 
 use crate::maps::{FRAGMENTS, IFACES, Maps, count, happened};
 

@@ -11,11 +11,11 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
-use ebpf_common::abi::{IFACE_PODS, Mark, event, xdp_event};
+use ebpf_common::abi::{IFACE_PODS, event};
 use ebpf_common::nat::Action;
 use ebpf_common::packet::{Bytes, Kind, parse, v4_bytes};
 use ebpf_common::resolve::Services;
-use ebpf_common::xdp::{Head, may_be_partial, read, sums};
+use ebpf_common::xdp::{Head, Mark, event as xdp_event, may_be_partial, read, sums};
 
 use crate::maps::{IFACES, Maps, count, happened, xdp_happened};
 use crate::network::{SCRATCH, Scratch, ingress_of};

@@ -2,11 +2,12 @@
 
 use aya::programs::Program;
 use ebpf_common::abi::{
-    Config, Endpoint, FLAG_MEMBERS, Frontend, FrontendKey, KIND_EXTERNAL, Mark, PATH_DROP, Service,
-    TCP, UDP, bytes_of, event, from_bytes, xdp_event,
+    Config, Endpoint, FLAG_MEMBERS, Frontend, FrontendKey, KIND_EXTERNAL, PATH_DROP, Service, TCP,
+    UDP, bytes_of, event, from_bytes,
 };
 use ebpf_common::packet::Kind;
 use ebpf_common::sum::{checksum, fold};
+use ebpf_common::xdp::{Mark, event as xdp_event};
 
 use crate::{
     Bench, Shape, assert_sums, cast, ethernet, frame, icmp_error, ip_header, pseudo, read, shapes,

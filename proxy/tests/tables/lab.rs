@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 
 use api::cidr::{Family, parse_ip};
-use ebpf_common::abi::xdp_event;
+use ebpf_common::xdp::event as xdp_event;
 use linux::Host;
 use linux::link::{LinkChange, NewBridge};
 use linux::process::Daemon;

@@ -259,6 +259,7 @@ mod tests {
     fn facts(indexes: &[u32]) -> Facts {
         let interface = |index: &u32| Interface {
             index: *index,
+            kind: None,
             name: format!("eth{index}"),
             master: None,
             is_ethernet: true,

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use ebpf_common::abi::{Counter, CounterKey, Plain, event, from_bytes, xdp_event};
+use ebpf_common::abi::{Counter, CounterKey, Plain, event, from_bytes};
+use ebpf_common::xdp::event as xdp_event;
 use linux::bpf::Map;
 
 use super::object::{ALL, Maps};
