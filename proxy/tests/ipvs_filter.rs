@@ -11,10 +11,11 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use api::cidr::Family;
+use ipnetwork::IpNetwork;
 use linux::NetNs;
 use linux::exec::Exec;
 use proxy::backend::ipvs::filter::{Filter, ipset::IpSets, nft::Nft};
-use proxy::backend::ipvs::sets::{Element, Entry, Key, SetId};
+use proxy::backend::ipvs::sets::{Element, Entry, Key, SetId, Shape};
 use proxy::backend::{DetectLocal, NodePortScope, Settings};
 use proxy::model::Protocol;
 
@@ -51,23 +52,20 @@ fn entries(family: Family) -> BTreeSet<Entry> {
             protocol: Protocol::ALL[usize::from(n) % 3],
             port: 80,
         };
-        all.insert((SetId::Addresses, Element::Ip(key.ip)));
-        all.insert((SetId::Hairpin, Element::Ip(key.ip)));
-        all.insert((
-            SetId::Inside,
-            Element::Mark(key, 0x5ea0_0000 + u32::from(n)),
-        ));
         for set in SetId::ALL {
-            let plain = !matches!(
-                set,
-                SetId::Addresses | SetId::Hairpin | SetId::Inside | SetId::Allowed
-            );
-            if plain {
-                all.insert((set, Element::Key(key)));
-            }
-        }
-        for net in nets {
-            all.insert((SetId::Allowed, Element::From(key, net.parse().unwrap())));
+            let host = IpNetwork::from(key.ip);
+            let elements = match set.shape() {
+                Shape::Ip => vec![Element::Ip(key.ip)],
+                Shape::Port => vec![Element::Port(30_000 + u16::from(n))],
+                Shape::Key => vec![Element::Key(key)],
+                Shape::KeyMark => vec![Element::Mark(key, 0x5ea0_0000 + u32::from(n))],
+                Shape::KeySource => vec![Element::From(key, host)],
+                Shape::KeyNet => nets
+                    .iter()
+                    .map(|net| Element::From(key, net.parse().unwrap()))
+                    .collect(),
+            };
+            all.extend(elements.into_iter().map(|element| (set, element)));
         }
     }
     all
@@ -127,16 +125,19 @@ fn listing() -> String {
     ];
     let text = saved.concat();
     let lines = text.lines().filter(|line| {
-        line.starts_with("-A") || line.contains("seaway") || line.contains("SEAWAY")
+        ["seaway", "SEAWAY", "KUBE-"]
+            .iter()
+            .any(|word| line.contains(word))
+            || line.starts_with("-A")
     });
     lines.map(|line| format!("{line}\n")).collect()
 }
 
-#[track_caller]
-fn run(name: &str, open: fn(Family) -> linux::Result<Box<dyn Filter>>) {
+/// A namespace where it can be tried.
+fn place(name: &str) -> Option<NetNs> {
     if !nix::unistd::geteuid().is_root() {
         println!("SKIPPED {name}: needs root");
-        return;
+        return None;
     }
     let netns = NetNs::anonymous().unwrap();
     if name.contains("ipset") {
@@ -146,11 +147,19 @@ fn run(name: &str, open: fn(Family) -> linux::Result<Box<dyn Filter>>) {
                     .and_then(|()| sets.destroy("x"))
             })
         };
-        if let Err(error) = netns.run(|| has(linux::ipset::Kind::NetNet)).unwrap() {
+        if let Err(error) = netns.run(|| has(linux::ipset::Kind::IpPortIp)).unwrap() {
             println!("SKIPPED {name}: {error}");
-            return;
+            return None;
         }
     }
+    Some(netns)
+}
+
+#[track_caller]
+fn run(name: &str, open: fn(Family) -> linux::Result<Box<dyn Filter>>) {
+    let Some(netns) = place(name) else {
+        return;
+    };
     netns
         .run(|| {
             for family in Family::BOTH {
@@ -179,4 +188,101 @@ fn ipvs_rules_in_ipset_and_iptables() {
     run("ipvs_rules_in_ipset_and_iptables", |family| {
         Ok(Box::new(IpSets::open(family)?))
     });
+}
+
+fn ipset(args: &[&str]) -> bool {
+    Exec::new("ipset")
+        .args(args)
+        .output()
+        .unwrap()
+        .status
+        .success()
+}
+
+/// What kube-proxy left behind: sets of its own size with their entries, and a rule that uses one.
+#[test]
+fn sets_of_kube_proxy_are_taken_over_by_ipset() {
+    let name = "sets_of_kube_proxy_are_taken_over_by_ipset";
+    let Some(netns) = place(name) else {
+        return;
+    };
+    for program in ["ipset", "iptables-legacy-restore"] {
+        if linux::exec::which(program).is_none() {
+            println!("SKIPPED {name}: no program {program}");
+            return;
+        }
+    }
+    netns
+        .run(|| {
+            let nets = DetectLocal::Net("10.244.0.0/16".parse().unwrap());
+            let settings = settings(Family::V4, nets);
+            let small = ["hash:ip,port", "family", "inet", "maxelem", "65536"];
+            assert!(ipset(
+                &[&["create", "KUBE-CLUSTER-IP"], &small[..]].concat()
+            ));
+            assert!(ipset(&["add", "KUBE-CLUSTER-IP", "10.96.0.1,tcp:443"]));
+            let ports = [
+                "create",
+                "KUBE-NODE-PORT-TCP",
+                "bitmap:port",
+                "range",
+                "0-65535",
+            ];
+            assert!(ipset(&ports));
+            assert!(ipset(&["add", "KUBE-NODE-PORT-TCP", "30080"]));
+            // Of an earlier version of this program.
+            let former = ["create", "SEAWAY4-addresses", "hash:ip"];
+            assert!(ipset(&former));
+            let rule = "-A OUTPUT -m set --match-set KUBE-CLUSTER-IP dst,dst -j RETURN";
+            let change = |verb: &str| {
+                let rule = rule.replacen("-A", verb, 1);
+                let text = format!("*nat\n{rule}\nCOMMIT\n");
+                let done = Exec::new("iptables-legacy-restore")
+                    .arg("--noflush")
+                    .stdin(text);
+                assert!(done.output().unwrap().status.success());
+            };
+            change("-A");
+            let mut filter = IpSets::open(Family::V4).unwrap();
+            let key = Key {
+                ip: [10, 96, 0, 1].into(),
+                protocol: Protocol::Tcp,
+                port: 443,
+            };
+            let found = BTreeSet::from([
+                (SetId::ClusterIp, Element::Key(key)),
+                (SetId::NodePort(Protocol::Tcp), Element::Port(30080)),
+            ]);
+            assert_eq!(filter.install(&settings).unwrap(), found);
+            assert!(!ipset(&["list", "SEAWAY4-addresses"]));
+            // More than kube-proxy's set had room for, and its rule sees it.
+            let text = Exec::new("ipset")
+                .args(["list", "KUBE-CLUSTER-IP"])
+                .output();
+            let text = text.unwrap().text();
+            assert!(text.contains("maxelem 1048576"), "{text}");
+            assert!(listing().contains(rule));
+            // The rule of somebody else keeps its set, without our entries.
+            filter.remove().unwrap();
+            let sets = Exec::new("ipset")
+                .args(["list", "-n"])
+                .output()
+                .unwrap()
+                .text();
+            assert_eq!(sets.trim(), "KUBE-CLUSTER-IP");
+            assert_eq!(filter.entries().unwrap(), BTreeSet::new());
+            change("-D");
+            // No mark of ours is left: this set is nobody's but kube-proxy's.
+            filter.remove().unwrap();
+            assert!(ipset(&["destroy", "KUBE-CLUSTER-IP"]));
+            // Of another type: the error says what to do, and nothing of it is touched.
+            assert!(ipset(&["create", "KUBE-CLUSTER-IP", "hash:net"]));
+            let error = filter.install(&settings).unwrap_err().to_string();
+            assert!(error.contains("ipset destroy KUBE-CLUSTER-IP"), "{error}");
+            assert!(ipset(&["destroy", "KUBE-CLUSTER-IP"]));
+            filter.install(&settings).unwrap();
+            filter.remove().unwrap();
+            assert_eq!(listing(), "");
+        })
+        .unwrap();
 }

@@ -24,6 +24,7 @@ const TEST_PACKAGES: &[(&str, &str)] = &[
     ("iproute2", "ip"),         // an independent view of links and routes
     ("conntrack", "conntrack"), // an independent view of connections
     ("nftables", "nft"),        // the dump before and after
+    ("ipset", "ipset"),         // what kube-proxy leaves behind
     ("curl", "curl"),           // requests without credentials, which kubectl does not make
     ("iputils-ping", "ping"),
     ("systemd", "systemd-analyze"), // what it says of our units

@@ -1,18 +1,24 @@
 //! Sets of ipset (`linux/netfilter/ipset/ip_set.h`, protocol 6) over netlink: those kinds that
 //! services need.
 
-use std::io;
-use std::net::IpAddr;
+mod element;
 
-use ipnetwork::IpNetwork;
+pub use element::{Element, Kind};
+
+use std::io;
+
+use std::net::IpAddr;
 
 use crate::error::{Error, Result};
 use crate::nfnetlink::{NfSocket, attribute, attributes, put, put_nested};
+use element::{DATA_PORT, NETWORK_ORDER};
 
 /// `NFNL_SUBSYS_IPSET`, in the upper byte.
 const SUBSYSTEM: u16 = 6 << 8;
 const CREATE: u16 = SUBSYSTEM | 2;
 const DESTROY: u16 = SUBSYSTEM | 3;
+const FLUSH: u16 = SUBSYSTEM | 4;
+const SWAP: u16 = SUBSYSTEM | 6;
 const LIST: u16 = SUBSYSTEM | 7;
 const ADD: u16 = SUBSYSTEM | 9;
 const DELETE: u16 = SUBSYSTEM | 10;
@@ -23,25 +29,17 @@ const PROTOCOL: u8 = 6;
 const ATTR_PROTOCOL: u16 = 1;
 const ATTR_SETNAME: u16 = 2;
 const ATTR_TYPENAME: u16 = 3;
+/// The other name of a swap (`IPSET_ATTR_SETNAME2`).
+const ATTR_SETNAME_OTHER: u16 = ATTR_TYPENAME;
 const ATTR_REVISION: u16 = 4;
 const ATTR_FAMILY: u16 = 5;
 const ATTR_DATA: u16 = 7;
 const ATTR_ADT: u16 = 8;
 
-const DATA_IP: u16 = 1;
-const DATA_CIDR: u16 = 3;
-const DATA_PORT: u16 = 4;
-const DATA_PROTO: u16 = 7;
+/// `IPSET_ATTR_PORT_TO`: the last port of a bitmap.
+const DATA_PORT_TO: u16 = 5;
 const DATA_FLAGS: u16 = 8;
 const DATA_MAX_ELEMENTS: u16 = 19;
-const DATA_IP2: u16 = 20;
-const DATA_CIDR2: u16 = 21;
-const DATA_MARK: u16 = 27;
-const IPADDR_V4: u16 = 1;
-const IPADDR_V6: u16 = 2;
-
-/// `NLA_F_NET_BYTEORDER`.
-const NETWORK_ORDER: u16 = 1 << 14;
 
 /// `IPSET_FLAG_WITH_SKBINFO`.
 const FLAG_WITH_MARK: u32 = 1 << 6;
@@ -51,111 +49,6 @@ const ELEMENTS_MAX: u32 = 1 << 20;
 
 /// The kernel's limit for names (`IPSET_MAXNAMELEN`, less the final zero).
 pub const NAME_BYTES_MAX: usize = 31;
-
-/// What the elements of a set are made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// `hash:ip`.
-    Ip,
-    /// `hash:ip,port`.
-    IpPort,
-    /// `hash:ip,port` in which each element has a mark.
-    IpPortMark,
-    /// `hash:ip,port,net`.
-    IpPortNet,
-    /// `hash:net,net`.
-    NetNet,
-}
-
-impl Kind {
-    /// Type, and the oldest revision that has all we use.
-    fn type_and_revision(self) -> (&'static str, u8) {
-        match self {
-            Self::Ip => ("hash:ip", 0),
-            Self::IpPort => ("hash:ip,port", 1),
-            Self::IpPortMark => ("hash:ip,port", 5),
-            Self::IpPortNet => ("hash:ip,port,net", 2),
-            Self::NetNet => ("hash:net,net", 0),
-        }
-    }
-}
-
-/// An element.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Element {
-    /// Address, or the first network.
-    pub ip: IpNetwork,
-    /// Protocol and port.
-    pub port: Option<(u8, u16)>,
-    /// The second network.
-    pub second: Option<IpNetwork>,
-    /// Mark.
-    pub mark: Option<u32>,
-}
-
-impl Element {
-    fn put(&self, out: &mut Vec<u8>, kind: Kind) {
-        put_ip(out, DATA_IP, self.ip.ip());
-        if kind == Kind::NetNet {
-            put(out, DATA_CIDR, &[self.ip.prefix()]);
-        }
-        if let Some((protocol, port)) = self.port {
-            put(out, DATA_PORT | NETWORK_ORDER, &port.to_be_bytes());
-            put(out, DATA_PROTO, &[protocol]);
-        }
-        if let Some(net) = self.second {
-            put_ip(out, DATA_IP2, net.ip());
-            put(out, DATA_CIDR2, &[net.prefix()]);
-        }
-        if let Some(mark) = self.mark {
-            let both = [mark.to_be_bytes(), u32::MAX.to_be_bytes()].concat();
-            put(out, DATA_MARK | NETWORK_ORDER, &both);
-        }
-    }
-
-    fn read(bytes: &[u8]) -> Option<Self> {
-        let byte = |kind| attribute(bytes, kind).and_then(|value| value.first().copied());
-        let net = |ip: IpAddr, cidr: Option<u8>| match cidr {
-            Some(prefix) => IpNetwork::new(ip, prefix).ok(),
-            None => Some(IpNetwork::from(ip)),
-        };
-        let port = match attribute(bytes, DATA_PORT) {
-            Some(port) => {
-                let port = u16::from_be_bytes(port.try_into().ok()?);
-                Some((byte(DATA_PROTO)?, port))
-            }
-            None => None,
-        };
-        let second = match ip_of(bytes, DATA_IP2) {
-            Some(ip) => Some(net(ip, byte(DATA_CIDR2))?),
-            None => None,
-        };
-        let mark = attribute(bytes, DATA_MARK).and_then(|value| value.get(..4));
-        Some(Self {
-            ip: net(ip_of(bytes, DATA_IP)?, byte(DATA_CIDR))?,
-            port,
-            second,
-            mark: mark.and_then(|mark| Some(u32::from_be_bytes(mark.try_into().ok()?))),
-        })
-    }
-}
-
-fn put_ip(out: &mut Vec<u8>, kind: u16, ip: IpAddr) {
-    put_nested(out, kind, |out| match ip {
-        IpAddr::V4(ip) => put(out, IPADDR_V4 | NETWORK_ORDER, &ip.octets()),
-        IpAddr::V6(ip) => put(out, IPADDR_V6 | NETWORK_ORDER, &ip.octets()),
-    });
-}
-
-fn ip_of(bytes: &[u8], kind: u16) -> Option<IpAddr> {
-    let nested = attribute(bytes, kind)?;
-    if let Some(v4) = attribute(nested, IPADDR_V4) {
-        let octets: [u8; 4] = v4.try_into().ok()?;
-        return Some(octets.into());
-    }
-    let octets: [u8; 16] = attribute(nested, IPADDR_V6)?.try_into().ok()?;
-    Some(octets.into())
-}
 
 fn named(name: &str) -> Vec<u8> {
     let mut out = Vec::new();
@@ -180,34 +73,66 @@ impl IpSets {
         Ok(Self { socket })
     }
 
-    /// Makes a set unless there is one of this name and kind.
+    /// Makes a set unless there is one of this name and kind. One that differs only in how many
+    /// elements it takes is replaced in place, elements and all: rules that use it never miss it.
     ///
     /// # Errors
-    /// The kernel has no such sets, or one of this name is of another kind.
+    /// The kernel has no such sets, or one of this name is of another type or family.
     pub fn create(&mut self, name: &str, kind: Kind, ipv6: bool) -> Result<()> {
-        let (type_name, oldest) = kind.type_and_revision();
-        let family = if ipv6 { libc::AF_INET6 } else { libc::AF_INET };
-        let family = u8::try_from(family).unwrap_or_default();
+        match self.make(name, kind, ipv6) {
+            Err(error) if error.is_exists() => {}
+            made => return made,
+        }
+        let there = self.type_of(name)?;
+        let wanted = (kind.type_name().to_owned(), family_of(kind, ipv6));
+        if there != wanted {
+            let (found, family) = there;
+            let text = format!(
+                "there is one of type {found} and family {family} already: delete it (ipset destroy {name})"
+            );
+            let op = format!("make set {name} of type {}", kind.type_name());
+            return Err(Error::new(op, io::Error::other(text)));
+        }
+        let spare = format!("SEAWAY{}-new", if ipv6 { 6 } else { 4 });
+        ensure_gone(self.destroy(&spare))?;
+        self.make(&spare, kind, ipv6)?;
+        for element in self.elements(name)? {
+            self.add(&spare, kind, &element)?;
+        }
         let mut body = named(name);
+        put(
+            &mut body,
+            ATTR_SETNAME_OTHER,
+            format!("{spare}\0").as_bytes(),
+        );
+        let op = format!("put a larger set in the place of {name}");
+        self.socket.change(&op, SWAP, 0, &body).map_err(explain)?;
+        self.destroy(&spare)
+    }
+
+    fn make(&mut self, name: &str, kind: Kind, ipv6: bool) -> Result<()> {
+        let family = family_of(kind, ipv6);
+        let mut body = named(name);
+        let type_name = kind.type_name();
         put(
             &mut body,
             ATTR_TYPENAME,
             format!("{type_name}\0").as_bytes(),
         );
-        put(&mut body, ATTR_REVISION, &[oldest]);
+        put(&mut body, ATTR_REVISION, &[kind.revision()]);
         put(&mut body, ATTR_FAMILY, &[family]);
-        put_nested(&mut body, ATTR_DATA, |out| {
-            put(
-                out,
-                DATA_MAX_ELEMENTS | NETWORK_ORDER,
-                &ELEMENTS_MAX.to_be_bytes(),
-            );
-            if kind == Kind::IpPortMark {
-                put(
-                    out,
-                    DATA_FLAGS | NETWORK_ORDER,
-                    &FLAG_WITH_MARK.to_be_bytes(),
-                );
+        put_nested(&mut body, ATTR_DATA, |out| match kind {
+            Kind::Port => {
+                put(out, DATA_PORT | NETWORK_ORDER, &0_u16.to_be_bytes());
+                put(out, DATA_PORT_TO | NETWORK_ORDER, &u16::MAX.to_be_bytes());
+            }
+            _ => {
+                let most = ELEMENTS_MAX.to_be_bytes();
+                put(out, DATA_MAX_ELEMENTS | NETWORK_ORDER, &most);
+                if kind == Kind::IpPortMark {
+                    let flags = FLAG_WITH_MARK.to_be_bytes();
+                    put(out, DATA_FLAGS | NETWORK_ORDER, &flags);
+                }
             }
         });
         let op = format!("make set {name} of type {type_name}");
@@ -216,10 +141,36 @@ impl IpSets {
             .map_err(explain)
     }
 
+    /// A set's type and family (`AF_INET`, `AF_INET6`, or 0 for both).
+    fn type_of(&mut self, name: &str) -> Result<(String, u8)> {
+        let mut found = (String::new(), 0);
+        let op = format!("ask for the type of set {name}");
+        self.socket.dump(&op, LIST, 0, &named(name), |message| {
+            let value = |kind| attribute(message.attributes, kind);
+            if let Some(text) = value(ATTR_TYPENAME) {
+                let text = text.split(|byte| *byte == 0).next().unwrap_or_default();
+                found.0 = String::from_utf8_lossy(text).into_owned();
+            }
+            if let Some([family]) = value(ATTR_FAMILY) {
+                found.1 = *family;
+            }
+        })?;
+        Ok(found)
+    }
+
+    /// Empties a set that others may use.
+    ///
+    /// # Errors
+    /// It is not there (`is_not_found`).
+    pub fn flush(&mut self, name: &str) -> Result<()> {
+        let op = format!("empty set {name}");
+        self.socket.change(&op, FLUSH, 0, &named(name))
+    }
+
     /// Deletes a set; no rule may use it.
     ///
     /// # Errors
-    /// It is not there (`is_not_found`), or in use.
+    /// It is not there (`is_not_found`), or in use ([`is_in_use`]).
     pub fn destroy(&mut self, name: &str) -> Result<()> {
         let op = format!("delete set {name}");
         self.socket.change(&op, DESTROY, 0, &named(name))
@@ -270,18 +221,45 @@ impl IpSets {
         element: &Element,
     ) -> Result<()> {
         let family = match element.ip {
-            IpNetwork::V4(_) => libc::AF_INET,
-            IpNetwork::V6(_) => libc::AF_INET6,
+            Some(IpAddr::V4(_)) => libc::AF_INET,
+            Some(IpAddr::V6(_)) => libc::AF_INET6,
+            None => libc::AF_UNSPEC,
         };
         let mut body = named(name);
         put_nested(&mut body, ATTR_DATA, |out| element.put(out, kind));
-        let op = format!("{verb} {} in set {name}", element.ip);
+        let op = format!("{verb} {element} in set {name}");
         let family = u8::try_from(family).unwrap_or_default();
         self.socket
             .change(&op, message, family, &body)
             .map_err(explain)
     }
 }
+
+/// A bitmap of ports is of no family.
+fn family_of(kind: Kind, ipv6: bool) -> u8 {
+    let family = match (kind, ipv6) {
+        (Kind::Port, _) => libc::AF_UNSPEC,
+        (_, true) => libc::AF_INET6,
+        (_, false) => libc::AF_INET,
+    };
+    u8::try_from(family).unwrap_or_default()
+}
+
+/// That an object is not there is as good as deleted.
+fn ensure_gone(deleted: Result<()>) -> Result<()> {
+    match deleted {
+        Err(error) if error.is_not_found() => Ok(()),
+        other => other,
+    }
+}
+
+/// Whether a set could not be deleted because a rule uses it (`IPSET_ERR_BUSY`).
+pub fn is_in_use(error: &Error) -> bool {
+    error.errno() == Some(BUSY)
+}
+
+/// `IPSET_ERR_BUSY`.
+const BUSY: i32 = 4100;
 
 /// ipset's own error numbers (`IPSET_ERR_PRIVATE`) begin where the system's end.
 const OWN_ERRORS: i32 = 4096;
@@ -296,76 +274,5 @@ fn explain(error: Error) -> Error {
             Error::new(error.op, io::Error::other(format!("ipset error {number}")))
         }
         _ => error,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn net(text: &str) -> IpNetwork {
-        text.parse().unwrap()
-    }
-
-    fn element(ip: &str) -> Element {
-        Element {
-            ip: net(ip),
-            port: None,
-            second: None,
-            mark: None,
-        }
-    }
-
-    /// What `ipset add` 7.17 sends of an element, without the line number at its end.
-    #[track_caller]
-    fn check(kind: Kind, element: &Element, hex: &str) {
-        let mut bytes = Vec::new();
-        element.put(&mut bytes, kind);
-        let written: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
-        assert_eq!(written, hex);
-        assert_eq!(Element::read(&bytes), Some(*element));
-    }
-
-    #[test]
-    fn elements_are_written_as_the_tool_writes_them() {
-        check(
-            Kind::Ip,
-            &element("10.96.0.1/32"),
-            "0c000180080001400a600001",
-        );
-        check(
-            Kind::Ip,
-            &element("fd00::1/128"),
-            "1800018014000240fd000000000000000000000000000001",
-        );
-        let mut web = element("10.96.0.1/32");
-        web.port = Some((6, 80));
-        check(
-            Kind::IpPort,
-            &web,
-            "0c000180080001400a60000106000440005000000500070006000000",
-        );
-        let mut marked = web;
-        marked.port = Some((17, 53));
-        marked.mark = Some(0x5ea1_2345);
-        check(
-            Kind::IpPortMark,
-            &marked,
-            "0c000180080001400a600001060004400035000005000700110000000c001b405ea12345ffffffff",
-        );
-        let mut from = web;
-        from.second = Some(net("192.168.0.0/24"));
-        check(
-            Kind::IpPortNet,
-            &from,
-            "0c000180080001400a600001060004400050000005000700060000000c00148008000140c0a800000500150018000000",
-        );
-        let mut pair = element("10.1.1.1/32");
-        pair.second = Some(net("10.1.1.1/32"));
-        check(
-            Kind::NetNet,
-            &pair,
-            "0c000180080001400a01010105000300200000000c001480080001400a0101010500150020000000",
-        );
     }
 }

@@ -11,13 +11,13 @@ use crate::backend::DetectLocal;
 use crate::backend::ipvs::desired::Desired;
 use crate::backend::ipvs::plan::Virtual;
 use crate::backend::ipvs::rules::{Action, Hook, Match, rules};
-use crate::backend::ipvs::sets::{Element, Key, ServerId, SetId};
+use crate::backend::ipvs::sets::{Element, Key, ServerId, SetId, Shape};
 use crate::model::Protocol;
 
 /// A plan that packets can be sent through.
 pub struct Tracer<'a> {
     desired: &'a Desired,
-    restricted: Vec<(Key, IpNetwork)>,
+    from: Vec<(SetId, Key, IpNetwork)>,
     inside: Vec<(Key, u32)>,
 }
 
@@ -36,18 +36,18 @@ struct State {
 impl<'a> Tracer<'a> {
     /// Of everything planned for one family.
     pub fn new(desired: &'a Desired) -> Self {
-        let mut restricted = Vec::new();
+        let mut from = Vec::new();
         let mut inside = Vec::new();
-        for (_, element) in desired.entries() {
+        for (set, element) in desired.entries() {
             match element {
-                Element::From(key, net) => restricted.push((*key, *net)),
+                Element::From(key, net) => from.push((*set, *key, *net)),
                 Element::Mark(key, mark) => inside.push((*key, *mark)),
-                Element::Ip(_) | Element::Key(_) => {}
+                Element::Ip(_) | Element::Key(_) | Element::Port(_) => {}
             }
         }
         Self {
             desired,
-            restricted,
+            from,
             inside,
         }
     }
@@ -153,6 +153,7 @@ impl<'a> Tracer<'a> {
             Match::Pod { detect, not } => is_pod(detect, state) != *not,
             // The packet traced is the first of its connection, and has ports.
             Match::New | Match::HasPorts => true,
+            Match::Protocol(protocol) => state.protocol == *protocol,
             Match::In { set, not } => self.is_in(*set, state) != *not,
             Match::SourceIsService => {
                 let entry = (SetId::Addresses, Element::Ip(state.source));
@@ -168,22 +169,17 @@ impl<'a> Tracer<'a> {
     fn is_in(&self, set: SetId, state: &State) -> bool {
         let has = |element| self.desired.has_entry(&(set, element));
         let key = key(state);
-        match set {
-            SetId::Addresses => has(Element::Ip(state.destination)),
-            SetId::Hairpin => state.source == state.destination && has(Element::Ip(state.source)),
-            SetId::Allowed => {
-                let mut all = self.restricted.iter();
-                all.any(|(of, net)| *of == key && net.contains(state.source))
+        match set.shape() {
+            Shape::Ip => has(Element::Ip(state.destination)),
+            Shape::Port => has(Element::Port(state.port)),
+            Shape::Key => has(Element::Key(key)),
+            Shape::KeyMark => self.inside.iter().any(|(of, _)| *of == key),
+            Shape::KeySource | Shape::KeyNet => {
+                let mut all = self.from.iter();
+                all.any(|(of_set, of, net)| {
+                    (*of_set, *of) == (set, key) && net.contains(state.source)
+                })
             }
-            SetId::Inside => self.inside.iter().any(|(of, _)| *of == key),
-            SetId::Frontends
-            | SetId::MasqueradeAll
-            | SetId::MasqueradeStrangers
-            | SetId::Refuse
-            | SetId::DropAll
-            | SetId::DropOutside
-            | SetId::Restricted
-            | SetId::HealthChecks => has(Element::Key(key)),
         }
     }
 }

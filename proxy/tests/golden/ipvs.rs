@@ -140,6 +140,7 @@ fn shown_element(element: Element) -> String {
     };
     match element {
         Element::Ip(ip) => ip.to_string(),
+        Element::Port(port) => port.to_string(),
         Element::Key(key) => shown(key),
         Element::From(key, net) => format!("{} from {net}", shown(key)),
         Element::Mark(key, mark) => format!("{} : mark {mark:#x}", shown(key)),

@@ -168,7 +168,7 @@ pub fn touched_only(
 fn mapped(element: &Element) -> Option<Key> {
     match element {
         Element::Mark(key, _) => Some(*key),
-        Element::Ip(_) | Element::Key(_) | Element::From(..) => None,
+        Element::Ip(_) | Element::Key(_) | Element::From(..) | Element::Port(_) => None,
     }
 }
 

@@ -99,6 +99,15 @@ pub fn plan_port(decision: &Decision, context: &Context, mark: Option<u32>) -> P
     planner.plan
 }
 
+/// What kind of address a frontend has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    ClusterIp,
+    ExternalIp,
+    LoadBalancer,
+    NodePort,
+}
+
 struct Planner<'a> {
     decision: &'a Decision,
     context: &'a Context,
@@ -111,22 +120,22 @@ impl Planner<'_> {
     fn plan(&mut self, mark: Option<u32>) {
         let decision = self.decision;
         if let Some(ip) = decision.cluster_ip {
-            self.frontend(ip, decision.port, decision.internal, None, None);
+            self.frontend(Kind::ClusterIp, ip, decision.port, None, None);
         }
         let mark = mark.filter(|_| needs_mark(decision));
         for ip in &decision.external_ips {
-            self.frontend(*ip, decision.port, decision.external, None, mark);
+            self.frontend(Kind::ExternalIp, *ip, decision.port, None, mark);
         }
         if let Some(port) = decision.node_port {
             let context = self.context;
             for ip in context.node_port_ips() {
-                self.frontend(ip, port, decision.external, None, mark);
+                self.frontend(Kind::NodePort, ip, port, None, mark);
             }
         }
         let sources = self.sources();
         for ip in &decision.balancer_ips {
             let sources = sources.as_deref();
-            self.frontend(*ip, decision.port, decision.external, sources, mark);
+            self.frontend(Kind::LoadBalancer, *ip, decision.port, sources, mark);
         }
         if let (Some(mark), Some(set)) = (mark, inside_set(decision)) {
             let ipv6 = decision.family == api::cidr::Family::V6;
@@ -141,15 +150,20 @@ impl Planner<'_> {
         }
         if !self.plan.frontends.is_empty() {
             let here = decision.targets.iter().filter(|target| target.local);
-            let hairpin = here.map(|target| (SetId::Hairpin, Element::Ip(target.ip)));
-            self.plan.entries = hairpin.collect();
+            let itself = here.map(|target| {
+                let key = Key {
+                    ip: target.ip,
+                    protocol: decision.name.protocol,
+                    port: target.port,
+                };
+                let from = Element::From(key, IpNetwork::from(target.ip));
+                (SetId::LoopBack, from)
+            });
+            self.plan.entries = itself.collect();
         }
         if let Some(port) = decision.health_check_node_port {
-            let protocol = Protocol::Tcp;
-            let at = self.context.node_port_ips();
-            let keys = at.map(|ip| Key { ip, protocol, port });
-            let checks = keys.map(|key| (SetId::HealthChecks, Element::Key(key)));
-            self.plan.entries.extend(checks);
+            let check = (SetId::HealthChecks, Element::Port(port));
+            self.plan.entries.insert(check);
         }
     }
 
@@ -177,12 +191,16 @@ impl Planner<'_> {
     /// One address and port. `sources`: only these may come.
     fn frontend(
         &mut self,
+        kind: Kind,
         ip: IpAddr,
         port: u16,
-        paths: BySource<Path>,
         sources: Option<&[IpNetwork]>,
         mark: Option<u32>,
     ) {
+        let paths = match kind {
+            Kind::ClusterIp => self.decision.internal,
+            Kind::ExternalIp | Kind::LoadBalancer | Kind::NodePort => self.decision.external,
+        };
         let key = Key {
             ip,
             protocol: self.decision.name.protocol,
@@ -201,16 +219,19 @@ impl Planner<'_> {
             entries.push((SetId::Addresses, Element::Ip(ip)));
         }
         if let Some(sources) = sources {
-            entries.push((SetId::Restricted, Element::Key(key)));
+            entries.push((SetId::LoadBalancerFw, Element::Key(key)));
             let allowed = sources.iter().map(|net| Element::From(key, *net));
-            entries.extend(allowed.map(|element| (SetId::Allowed, element)));
+            entries.extend(allowed.map(|element| (SetId::LoadBalancerSourceCidr, element)));
+            let own = self.own_addresses();
+            let own = own.map(|ip| Element::From(key, IpNetwork::from(ip)));
+            entries.extend(own.map(|element| (SetId::LoadBalancerSourceIp, element)));
         }
         if let Some(mark) = mark {
             entries.push((SetId::Inside, Element::Mark(key, mark)));
         }
-        let class = [masquerade(&paths, mark.is_some()), denial(&paths)];
-        let class = class.into_iter().flatten();
-        entries.extend(class.map(|set| (set, Element::Key(key))));
+        let sets = sets(kind, key.protocol, &paths).into_iter();
+        let sets = sets.chain(denial(&paths));
+        entries.extend(sets.map(|set| (set, set.element(key))));
         let of = match paths.outside.verdict {
             Verdict::Forward(set) => Some(self.server(id, set)),
             Verdict::Reject | Verdict::Drop => None,
@@ -225,18 +246,10 @@ impl Planner<'_> {
 
     /// Who may use a balancer's address; `None`: everybody.
     fn sources(&self) -> Option<Vec<IpNetwork>> {
-        let SourceFilter::Only { nets, own_address } = &self.decision.source_filter else {
+        let SourceFilter::Only { nets, .. } = &self.decision.source_filter else {
             return None;
         };
         let mut sources = nets.clone();
-        if *own_address {
-            sources.extend(
-                self.decision
-                    .balancer_ips
-                    .iter()
-                    .map(|ip| IpNetwork::from(*ip)),
-            );
-        }
         // One look-up finds one network: those within another add nothing.
         let all = sources.clone();
         sources.sort_unstable();
@@ -247,20 +260,39 @@ impl Planner<'_> {
         });
         Some(sources)
     }
+
+    /// A balancer's addresses, where a node may use them: as their own source.
+    fn own_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        let may = match &self.decision.source_filter {
+            SourceFilter::Only { own_address, .. } => *own_address,
+            SourceFilter::Anybody => false,
+        };
+        let all = self.decision.balancer_ips.iter().copied();
+        all.filter(move |_| may)
+    }
 }
 
 fn is_within(net: IpNetwork, other: IpNetwork) -> bool {
     other.prefix() <= net.prefix() && other.contains(net.ip())
 }
 
-/// The set that says who is masqueraded. With a mark, pods and the node go another way, where the
-/// rules tell them apart by themselves.
-fn masquerade(paths: &BySource<Path>, marked: bool) -> Option<SetId> {
-    match (paths.pod.masquerade, paths.outside.masquerade) {
-        _ if marked => None,
-        (true, true) => Some(SetId::MasqueradeAll),
-        (false, true) => Some(SetId::MasqueradeStrangers),
-        (_, false) => None,
+/// The sets of a kind of address, by which the rules tell who is masqueraded.
+fn sets(kind: Kind, protocol: Protocol, paths: &BySource<Path>) -> Vec<SetId> {
+    // Only `externalTrafficPolicy: Local` keeps the source of who comes to an external address.
+    let local = !paths.outside.masquerade;
+    let both = |all: SetId, some: SetId| {
+        let some = local.then_some(some);
+        std::iter::once(all).chain(some).collect()
+    };
+    match kind {
+        Kind::ClusterIp => {
+            let all = paths.pod.masquerade.then_some(SetId::MasqueradeAll);
+            std::iter::once(SetId::ClusterIp).chain(all).collect()
+        }
+        Kind::ExternalIp if local => vec![SetId::ExternalIpLocal],
+        Kind::ExternalIp => vec![SetId::ExternalIp],
+        Kind::LoadBalancer => both(SetId::LoadBalancer, SetId::LoadBalancerLocal),
+        Kind::NodePort => both(SetId::NodePort(protocol), SetId::NodePortLocal(protocol)),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The rules: the same whatever services exist, a handful at each hook, each one look-up.
 
 use crate::backend::{DetectLocal, Settings};
+use crate::model::Protocol;
 
 use super::sets::SetId;
 
@@ -60,6 +61,8 @@ pub enum Match {
     SourceIsLocal,
     /// A protocol with ports.
     HasPorts,
+    /// This protocol.
+    Protocol(Protocol),
     /// Its mark, under `mask`, is `value`.
     Marked {
         /// Bits.
@@ -140,16 +143,26 @@ pub fn rules(hook: Hook, settings: &Settings) -> Vec<Rule> {
         Hook::Prerouting => arriving(settings),
         Hook::Output => sent(settings),
         Hook::Refuse => vec![
-            rule([within(SetId::HealthChecks)], Action::Accept),
+            rule(
+                [
+                    Match::Protocol(Protocol::Tcp),
+                    within(SetId::HealthChecks),
+                    without(SetId::Addresses),
+                ],
+                Action::Accept,
+            ),
             rule([within(SetId::Refuse), Match::New], Action::Reject),
             // The address is the node's since it lies on the dummy device; what listens on the node
             // must not be reached through it.
             rule(
                 [
                     Match::HasPorts,
-                    within(SetId::Addresses),
-                    without(SetId::Frontends),
                     Match::New,
+                    within(SetId::Addresses),
+                    without(SetId::ClusterIp),
+                    without(SetId::ExternalIp),
+                    without(SetId::ExternalIpLocal),
+                    without(SetId::LoadBalancer),
                 ],
                 Action::Reject,
             ),
@@ -166,8 +179,9 @@ fn denials() -> Vec<Rule> {
         rule(
             [
                 Match::New,
-                within(SetId::Restricted),
-                without(SetId::Allowed),
+                within(SetId::LoadBalancerFw),
+                without(SetId::LoadBalancerSourceCidr),
+                without(SetId::LoadBalancerSourceIp),
             ],
             Action::Drop,
         ),
@@ -187,13 +201,37 @@ fn arriving(settings: &Settings) -> Vec<Rule> {
     rules.extend(denials());
     let of_strangers = |set| [stranger.clone(), vec![Match::New, within(set)]].concat();
     rules.push(rule(of_strangers(SetId::DropOutside), Action::Drop));
-    rules.push(rule(
-        [Match::New, within(SetId::MasqueradeAll)],
-        Action::SetBits(bit),
-    ));
-    let strangers = of_strangers(SetId::MasqueradeStrangers);
-    rules.push(rule(strangers, Action::SetBits(bit)));
+    if !stranger.is_empty() {
+        let strangers = of_strangers(SetId::ClusterIp);
+        rules.push(rule(strangers, Action::SetBits(bit)));
+    }
+    rules.extend(masqueraded(bit));
     rules
+}
+
+/// Who is masqueraded whoever comes, for frontends.
+fn masqueraded(bit: u32) -> Vec<Rule> {
+    let mut all = vec![
+        vec![within(SetId::MasqueradeAll)],
+        vec![within(SetId::ExternalIp)],
+        vec![
+            within(SetId::LoadBalancer),
+            without(SetId::LoadBalancerLocal),
+        ],
+    ];
+    // A bitmap knows the port alone: which address it is, the frontends have told but for services'
+    // own, and these are on the dummy device.
+    all.extend(Protocol::ALL.map(|protocol| {
+        vec![
+            Match::Protocol(protocol),
+            within(SetId::NodePort(protocol)),
+            without(SetId::NodePortLocal(protocol)),
+            without(SetId::Addresses),
+        ]
+    }));
+    let each = all.into_iter();
+    each.map(|matches| rule([vec![Match::New], matches].concat(), Action::SetBits(bit)))
+        .collect()
 }
 
 fn sent(settings: &Settings) -> Vec<Rule> {
@@ -203,9 +241,11 @@ fn sent(settings: &Settings) -> Vec<Rule> {
         rule([within(SetId::Inside)], Action::MapMark),
     ];
     rules.extend(denials());
-    for set in [SetId::MasqueradeAll, SetId::MasqueradeStrangers] {
-        rules.push(rule([Match::New, within(set)], Action::SetBits(bit)));
+    if settings.detect_local.is_some() {
+        let cluster = [Match::New, within(SetId::ClusterIp)];
+        rules.push(rule(cluster, Action::SetBits(bit)));
     }
+    rules.extend(masqueraded(bit));
     rules
 }
 
@@ -232,7 +272,7 @@ fn masquerading(settings: &Settings) -> Vec<Rule> {
     };
     vec![
         rule([marked], Action::Masquerade { clear: bit }),
-        rule([within(SetId::Hairpin)], Action::Masquerade { clear: 0 }),
+        rule([within(SetId::LoopBack)], Action::Masquerade { clear: 0 }),
         // The kernel gives the node's own connection to a service the service's address as its
         // source, since that is local; no reply would find back to it.
         rule([Match::SourceIsService], Action::Masquerade { clear: 0 }),

@@ -4,14 +4,13 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use api::cidr::Family;
-use ipnetwork::IpNetwork;
 use linux::Result;
-use linux::ipset::{Element as Wire, IpSets as Door, Kind};
+use linux::ipset::{self, Element as Wire, IpSets as Door, Kind, NAME_BYTES_MAX};
 use linux::iptables::{self, Iptables};
 
 use super::Filter;
 use crate::backend::ipvs::rules::{Action, Hook, Match, Rule, rules};
-use crate::backend::ipvs::sets::{Element, Entry, Key, SetId};
+use crate::backend::ipvs::sets::{Element, Entry, Key, SetId, Shape};
 use crate::backend::{DetectLocal, Settings};
 use crate::model::Protocol;
 
@@ -20,6 +19,16 @@ const CHAIN_PREFIX: &str = "SEAWAY-IPVS-";
 
 /// Where the bits of a masqueraded packet's mark are cleared.
 const MASQUERADE_CHAIN: &str = "SEAWAY-IPVS-MASQ";
+
+/// What earlier versions of this program called some of the sets.
+const FORMER: [&str; 6] = [
+    "addresses",
+    "masq-strangers",
+    "restricted",
+    "allowed",
+    "hairpin",
+    "health-checks",
+];
 
 /// One family's.
 pub struct IpSets {
@@ -49,6 +58,26 @@ impl IpSets {
     fn name(&self, set: SetId) -> String {
         set_name(self.family, set)
     }
+
+    /// Deletes a set, if it is there. One that rules of somebody else use is emptied: those of
+    /// kube-proxy use sets of the same names.
+    fn discard(&mut self, name: &str) -> Result<()> {
+        match self.door.destroy(name) {
+            Err(error) if error.is_not_found() => Ok(()),
+            Err(error) if ipset::is_in_use(&error) => {
+                tracing::warn!("{error}: it is emptied and stays, since other rules use it");
+                self.door.flush(name)
+            }
+            done => done,
+        }
+    }
+
+    fn discard_former(&mut self) -> Result<()> {
+        for name in FORMER {
+            self.discard(&own_name(self.family, name))?;
+        }
+        Ok(())
+    }
 }
 
 impl Filter for IpSets {
@@ -62,6 +91,7 @@ impl Filter for IpSets {
         if !is_right(&saved, settings) {
             self.iptables.restore(&restore_text(&saved, settings))?;
         }
+        self.discard_former()?;
         self.entries()
     }
 
@@ -92,12 +122,11 @@ impl Filter for IpSets {
     fn change(&mut self, add: &[Entry], delete: &[Entry]) -> Result<()> {
         for (set, element) in delete {
             let name = self.name(*set);
-            self.door
-                .delete(&name, kind(*set), &to_wire(*set, element))?;
+            self.door.delete(&name, kind(*set), &to_wire(element))?;
         }
         for (set, element) in add {
             let name = self.name(*set);
-            self.door.add(&name, kind(*set), &to_wire(*set, element))?;
+            self.door.add(&name, kind(*set), &to_wire(element))?;
         }
         Ok(())
     }
@@ -108,49 +137,59 @@ impl Filter for IpSets {
         if !text.is_empty() {
             self.iptables.restore(&text)?;
         }
-        for set in SetId::ALL {
-            let name = self.name(set);
-            match self.door.destroy(&name) {
-                Err(e) if !e.is_not_found() => return Err(e),
-                _ => {}
-            }
+        self.discard_former()?;
+        // Where the first one never was, those with kube-proxy's names are kube-proxy's.
+        let [mark, rest @ ..] = SetId::ALL;
+        match self.door.elements(&self.name(mark)) {
+            Err(error) if error.is_not_found() => return Ok(()),
+            listed => listed.map(drop)?,
         }
-        Ok(())
+        for set in rest {
+            self.discard(&self.name(set))?;
+        }
+        self.discard(&self.name(mark))
     }
 }
 
+/// kube-proxy's name where it has such a set, cut where the kernel's limit is.
 fn set_name(family: Family, set: SetId) -> String {
+    if !set.is_kubes() {
+        return own_name(family, set.name());
+    }
+    let prefix = match family {
+        Family::V4 => "KUBE-",
+        Family::V6 => "KUBE-6-",
+    };
+    let mut name = format!("{prefix}{}", set.name().to_uppercase());
+    name.truncate(NAME_BYTES_MAX);
+    name
+}
+
+fn own_name(family: Family, name: &str) -> String {
     let number = match family {
         Family::V4 => 4,
         Family::V6 => 6,
     };
-    format!("SEAWAY{number}-{}", set.name())
+    format!("SEAWAY{number}-{name}")
 }
 
 fn kind(set: SetId) -> Kind {
-    match set {
-        SetId::Addresses => Kind::Ip,
-        SetId::Inside => Kind::IpPortMark,
-        SetId::Allowed => Kind::IpPortNet,
-        SetId::Hairpin => Kind::NetNet,
-        SetId::Frontends
-        | SetId::MasqueradeAll
-        | SetId::MasqueradeStrangers
-        | SetId::Refuse
-        | SetId::DropAll
-        | SetId::DropOutside
-        | SetId::Restricted
-        | SetId::HealthChecks => Kind::IpPort,
+    match set.shape() {
+        Shape::Ip => Kind::Ip,
+        Shape::Key => Kind::IpPort,
+        Shape::KeyMark => Kind::IpPortMark,
+        Shape::KeySource => Kind::IpPortIp,
+        Shape::KeyNet => Kind::IpPortNet,
+        Shape::Port => Kind::Port,
     }
 }
 
 /// Which parts of a packet each field of a set is compared with.
 fn directions(set: SetId) -> &'static str {
-    match kind(set) {
-        Kind::Ip => "dst",
-        Kind::IpPort | Kind::IpPortMark => "dst,dst",
-        Kind::IpPortNet => "dst,dst,src",
-        Kind::NetNet => "src,dst",
+    match set.shape() {
+        Shape::Ip | Shape::Port => "dst",
+        Shape::Key | Shape::KeyMark => "dst,dst",
+        Shape::KeySource | Shape::KeyNet => "dst,dst,src",
     }
 }
 
@@ -162,19 +201,27 @@ fn number(protocol: Protocol) -> u8 {
     }
 }
 
-fn to_wire(set: SetId, element: &Element) -> Wire {
+fn to_wire(element: &Element) -> Wire {
     let of = |key: &Key| Wire {
-        ip: IpNetwork::from(key.ip),
-        port: Some((number(key.protocol), key.port)),
+        ip: Some(key.ip),
+        port: Some((Some(number(key.protocol)), key.port)),
+        second: None,
+        mark: None,
+    };
+    let bare = Wire {
+        ip: None,
+        port: None,
         second: None,
         mark: None,
     };
     match element {
         Element::Ip(ip) => Wire {
-            ip: IpNetwork::from(*ip),
-            port: None,
-            second: (set == SetId::Hairpin).then(|| IpNetwork::from(*ip)),
-            mark: None,
+            ip: Some(*ip),
+            ..bare
+        },
+        Element::Port(port) => Wire {
+            port: Some((None, *port)),
+            ..bare
         },
         Element::Key(key) => of(key),
         Element::From(key, net) => Wire {
@@ -191,18 +238,18 @@ fn to_wire(set: SetId, element: &Element) -> Wire {
 fn from_wire(set: SetId, wire: &Wire) -> Option<Element> {
     let key = || {
         let (protocol, port) = wire.port?;
-        let protocol = Protocol::ALL.into_iter().find(|p| number(*p) == protocol)?;
-        Some(Key {
-            ip: wire.ip.ip(),
-            protocol,
-            port,
-        })
+        let protocol = Protocol::ALL
+            .into_iter()
+            .find(|p| Some(number(*p)) == protocol)?;
+        let ip = wire.ip?;
+        Some(Key { ip, protocol, port })
     };
-    Some(match kind(set) {
-        Kind::Ip | Kind::NetNet => Element::Ip(wire.ip.ip()),
-        Kind::IpPort => Element::Key(key()?),
-        Kind::IpPortMark => Element::Mark(key()?, wire.mark?),
-        Kind::IpPortNet => Element::From(key()?, wire.second?),
+    Some(match set.shape() {
+        Shape::Ip => Element::Ip(wire.ip?),
+        Shape::Port => Element::Port(wire.port?.1),
+        Shape::Key => Element::Key(key()?),
+        Shape::KeyMark => Element::Mark(key()?, wire.mark?),
+        Shape::KeySource | Shape::KeyNet => Element::From(key()?, wire.second?),
     })
 }
 
@@ -288,6 +335,7 @@ fn write_match(text: &mut String, each: &Match, family: Family) {
         Match::SourceIsLocal => write!(text, " -m addrtype --src-type LOCAL"),
         // What is refused is told by protocol.
         Match::HasPorts => Ok(()),
+        Match::Protocol(protocol) => write!(text, " -p {protocol}"),
         Match::Marked { value, mask } => write!(text, " -m mark --mark {value:#x}/{mask:#x}"),
     };
     debug_assert!(written.is_ok());
@@ -350,23 +398,32 @@ fn saved_table<'a>(saved: &'a str, table: &str) -> Vec<&'a str> {
     all
 }
 
-/// Whether chains, rules and calls are as they should be. Rules are compared by number: the program
-/// prints them in words of its own.
+/// The parts of a chain's lines that the program prints as they were given: sets and targets.
+fn marks<'a>(
+    lines: impl IntoIterator<Item = &'a str>,
+    chain: &str,
+) -> Vec<Vec<(&'a str, &'a str)>> {
+    let start = format!("-A {chain} ");
+    let of = |line: &'a str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let pairs = words.windows(2).map(|pair| (pair[0], pair[1]));
+        pairs
+            .filter(|(word, _)| matches!(*word, "-j" | "--match-set" | "--map-set"))
+            .collect()
+    };
+    let lines = lines.into_iter().filter(|line| line.starts_with(&start));
+    lines.map(of).collect()
+}
+
+/// Whether chains, rules and calls are as they should be. Of rules, sets and targets are compared:
+/// the program prints much of the rest in words of its own.
 fn is_right(saved: &str, settings: &Settings) -> bool {
     TABLES.iter().all(|table| {
         let found = saved_table(saved, table);
-        let count = |chain: &str| {
-            let start = format!("-A {chain} ");
-            found.iter().filter(|line| line.starts_with(&start)).count()
-        };
         let wanted = table_lines(table, settings);
         let same = chains(table).iter().all(|chain| {
-            let start = format!("-A {chain} ");
-            count(chain)
-                == wanted
-                    .iter()
-                    .filter(|line| line.starts_with(&start))
-                    .count()
+            let found = found.iter().copied();
+            marks(found, chain) == marks(wanted.iter().map(String::as_str), chain)
         });
         same && calls(table)
             .iter()
@@ -426,3 +483,6 @@ fn remove_text(saved: &str) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

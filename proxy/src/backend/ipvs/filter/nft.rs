@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::Filter;
 use crate::backend::ipvs::rules::{Action, Hook, Match, Rule, rules};
-use crate::backend::ipvs::sets::{Element, Entry, Key, SetId};
+use crate::backend::ipvs::sets::{Element, Entry, Key, SetId, Shape};
 use crate::backend::{DetectLocal, Settings};
 use crate::model::Protocol;
 
@@ -88,6 +88,17 @@ impl Nft {
         Ok(found == wanted)
     }
 
+    /// Whether there are sets that we do not make so: those of another version of this program.
+    fn has_other_sets(&mut self) -> Result<bool> {
+        let found = self.door.sets(&self.table)?;
+        let family = self.family();
+        Ok(!found.iter().all(|listed| {
+            SetId::ALL
+                .iter()
+                .any(|set| listed.is_like(&set_of(*set, family)))
+        }))
+    }
+
     /// Whether all sets are there as we make them.
     fn has_sets(&mut self) -> Result<bool> {
         let found = self.door.sets(&self.table)?;
@@ -106,7 +117,7 @@ impl Filter for Nft {
         let good_sets = there && self.has_sets()?;
         if !(good_sets && self.has_rules(settings)?) {
             let mut batch = Batch::new();
-            if there && !good_sets && self.door.sets(&self.table)?.len() >= SetId::ALL.len() {
+            if there && !good_sets && self.has_other_sets()? {
                 batch.delete_table(&self.table);
             }
             let comment = "virtual servers of IPVS: what they cannot tell apart";
@@ -184,22 +195,16 @@ fn set_of(set: SetId, family: Family) -> Set {
         Family::V6 => DataType::Ipv6,
     };
     let key = vec![ip, DataType::Protocol, DataType::Port];
-    match set {
-        SetId::Addresses => Set::new(set.name(), vec![ip]),
-        SetId::Hairpin => Set::new(set.name(), vec![ip, ip]),
-        SetId::Inside => Set::map(set.name(), key, vec![DataType::Mark]),
-        SetId::Allowed => Set {
+    match set.shape() {
+        Shape::Ip => Set::new(set.name(), vec![ip]),
+        Shape::Port => Set::new(set.name(), vec![DataType::Port]),
+        Shape::Key => Set::new(set.name(), key),
+        Shape::KeyMark => Set::map(set.name(), key, vec![DataType::Mark]),
+        Shape::KeySource => Set::new(set.name(), [key, vec![ip]].concat()),
+        Shape::KeyNet => Set {
             interval: true,
             ..Set::new(set.name(), [key, vec![ip]].concat())
         },
-        SetId::Frontends
-        | SetId::MasqueradeAll
-        | SetId::MasqueradeStrangers
-        | SetId::Refuse
-        | SetId::DropAll
-        | SetId::DropOutside
-        | SetId::Restricted
-        | SetId::HealthChecks => Set::new(set.name(), key),
     }
 }
 
@@ -228,11 +233,14 @@ fn key_bytes(key: &Key) -> Vec<u8> {
 
 fn to_wire(set: SetId, element: &Element) -> Wire {
     match element {
-        Element::Ip(ip) if set == SetId::Hairpin => Wire::new(concat(&[&bytes(*ip), &bytes(*ip)])),
         Element::Ip(ip) => Wire::new(bytes(*ip)),
+        Element::Port(port) => Wire::new(port.to_be_bytes()),
         Element::Key(key) => Wire::new(key_bytes(key)),
         Element::From(key, net) => {
             let with = |ip| [key_bytes(key), bytes(ip)].concat();
+            if set.shape() == Shape::KeySource {
+                return Wire::new(with(net.ip()));
+            }
             Wire::range(with(net.network()), with(net.broadcast()))
         }
         Element::Mark(key, mark) => Wire::data(key_bytes(key), mark.to_ne_bytes()),
@@ -252,8 +260,13 @@ fn from_wire(set: SetId, wire: &Wire, family: Family) -> Option<Element> {
         Family::V4 => 4,
         Family::V6 => 16,
     };
+    let shape = set.shape();
+    if shape == Shape::Port {
+        let port = wire.key.get(..2)?.try_into().ok()?;
+        return Some(Element::Port(u16::from_be_bytes(port)));
+    }
     let ip = ip_of(wire.key.get(..length)?)?;
-    if matches!(set, SetId::Addresses | SetId::Hairpin) {
+    if shape == Shape::Ip {
         return Some(Element::Ip(ip));
     }
     let protocol = *wire.key.get(length)?;
@@ -263,17 +276,21 @@ fn from_wire(set: SetId, wire: &Wire, family: Family) -> Option<Element> {
         protocol: Protocol::ALL.into_iter().find(|p| number(*p) == protocol)?,
         port: u16::from_be_bytes(port.try_into().ok()?),
     };
-    match (set, &wire.value) {
-        (SetId::Inside, Some(Value::Data(mark))) => {
+    let from = length + 8..2 * length + 8;
+    match (shape, &wire.value) {
+        (Shape::KeyMark, Some(Value::Data(mark))) => {
             let mark = mark.get(..4)?.try_into().ok()?;
             Some(Element::Mark(key, u32::from_ne_bytes(mark)))
         }
-        (SetId::Inside, _) => None,
-        (SetId::Allowed, _) => {
-            let at = length + 8..2 * length + 8;
-            let first = ip_of(wire.key.get(at.clone())?)?;
+        (Shape::KeyMark, _) => None,
+        (Shape::KeySource, _) => {
+            let source = ip_of(wire.key.get(from)?)?;
+            Some(Element::From(key, IpNetwork::from(source)))
+        }
+        (Shape::KeyNet, _) => {
+            let first = ip_of(wire.key.get(from.clone())?)?;
             let end = wire.key_end.as_ref().unwrap_or(&wire.key);
-            let last = ip_of(end.get(at)?)?;
+            let last = ip_of(end.get(from)?)?;
             Some(Element::From(key, net_of(first, last)?))
         }
         _ => Some(Element::Key(key)),
@@ -386,29 +403,17 @@ fn write(rule: &Rule, settings: &Settings) -> Vec<NftRule> {
 /// Loads what a set looks at from register 0 on.
 fn load(set: SetId, v6: bool, out: &mut Vec<Expr>) {
     let words = if v6 { 4 } else { 1 };
-    match set {
-        SetId::Addresses => out.push(Expr::destination(v6, R0)),
-        SetId::Hairpin => {
-            out.push(Expr::source(v6, R0));
-            out.push(Expr::destination(v6, Reg::at(words)));
-        }
-        SetId::Frontends
-        | SetId::Inside
-        | SetId::MasqueradeAll
-        | SetId::MasqueradeStrangers
-        | SetId::Refuse
-        | SetId::DropAll
-        | SetId::DropOutside
-        | SetId::Restricted
-        | SetId::HealthChecks
-        | SetId::Allowed => {
+    match set.shape() {
+        Shape::Ip => out.push(Expr::destination(v6, R0)),
+        Shape::Port => out.push(Expr::destination_port(R0)),
+        Shape::Key | Shape::KeyMark | Shape::KeySource | Shape::KeyNet => {
             out.push(Expr::destination(v6, R0));
             out.push(Expr::Meta {
                 key: MetaKey::L4Protocol,
                 to: Reg::at(words),
             });
             out.push(Expr::destination_port(Reg::at(words + 1)));
-            if set == SetId::Allowed {
+            if matches!(set.shape(), Shape::KeySource | Shape::KeyNet) {
                 out.push(Expr::source(v6, Reg::at(words + 2)));
             }
         }
@@ -481,6 +486,13 @@ fn write_match(each: &Match, action: Action, settings: &Settings, out: &mut Vec<
         }
         // What is refused is told by protocol.
         Match::HasPorts => {}
+        Match::Protocol(protocol) => {
+            out.push(Expr::Meta {
+                key: MetaKey::L4Protocol,
+                to: R0,
+            });
+            out.push(Expr::equals(R0, [number(*protocol)]));
+        }
         Match::Marked { value, mask } => {
             out.push(Expr::Meta {
                 key: MetaKey::Mark,

@@ -73,15 +73,19 @@ fn source_ranges() {
     plane.sync().unwrap();
     let key = key("1.2.3.4:80", Protocol::Tcp);
     let entries = &plane.machine().sets.entries;
-    assert!(entries.contains(&(SetId::Restricted, Element::Key(key))));
-    let allowed: Vec<String> = entries
-        .iter()
-        .filter_map(|(_, element)| match element {
-            Element::From(of, net) if *of == key => Some(net.to_string()),
-            _ => None,
-        })
-        .collect();
-    assert_eq!(allowed, ["1.2.3.4/32", "192.168.0.0/16", "203.0.113.0/25"]);
+    assert!(entries.contains(&(SetId::LoadBalancerFw, Element::Key(key))));
+    let of = |set: SetId| -> Vec<String> {
+        let found = entries.iter().filter(|(of, _)| *of == set);
+        found
+            .filter_map(|(_, element)| match element {
+                Element::From(of, net) if *of == key => Some(net.to_string()),
+                _ => None,
+            })
+            .collect()
+    };
+    let nets = of(SetId::LoadBalancerSourceCidr);
+    assert_eq!(nets, ["192.168.0.0/16", "203.0.113.0/25"]);
+    assert_eq!(of(SetId::LoadBalancerSourceIp), ["1.2.3.4/32"]);
 }
 
 #[test]
@@ -164,10 +168,7 @@ fn health_checks_are_let_in_where_they_are_answered() {
     set(&mut plane, checked.clone());
     set(&mut plane, twin.clone());
     plane.sync().unwrap();
-    let entry = (
-        SetId::HealthChecks,
-        Element::Key(key("192.168.0.2:31000", Protocol::Tcp)),
-    );
+    let entry = (SetId::HealthChecks, Element::Port(31000));
     assert!(plane.machine().sets.entries.contains(&entry));
     remove(&mut plane, &checked);
     plane.sync().unwrap();
