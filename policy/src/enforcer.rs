@@ -344,6 +344,14 @@ impl Enforcer {
         Ok(crosses && diff::diff(&seen, &want).is_empty())
     }
 
+    /// Whether the table is there, from this run or an earlier one since the machine started.
+    ///
+    /// # Errors
+    /// The kernel has no nf_tables.
+    pub fn is_there() -> Result<bool> {
+        Nftables::open()?.has_table(&observe::table())
+    }
+
     /// Removes the tables: every pod is open.
     ///
     /// # Errors

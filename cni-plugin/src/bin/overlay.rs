@@ -96,6 +96,9 @@ async fn serve(args: Args) -> Result<()> {
         let listener = health::listen(address).await?;
         tokio::spawn(health::serve(Arc::clone(&health), listener));
     }
+    if args.network_policy && args.etcd_endpoints.is_empty() {
+        hold_pods(&args)?;
+    }
     let source = match args.etcd_endpoints.is_empty() {
         true => from_api(&args).await?,
         false => from_etcd(&args).await?,
@@ -125,11 +128,12 @@ async fn serve(args: Args) -> Result<()> {
     }
     let publish = |annotations| drop(source.annotations.send_replace(annotations));
     let client = source.client.filter(|_| args.set_node_network_unavailable);
-    let ready = || drop(tokio::spawn(tell_ready(holds, client, node)));
+    let ready = || drop(tokio::spawn(tell_ready(client, node)));
     let run = daemon::run(
         source.settings,
         source.nodes,
         publish,
+        holds,
         ready,
         health,
         stopped()?,
@@ -138,6 +142,21 @@ async fn serve(args: Args) -> Result<()> {
         ended = run => Ok(ended?),
         failed = source.failed => failed.context("the source of nodes")?,
     }
+}
+
+/// Without the table of an earlier run (a first start, a reboot) pods would be open: a CNI
+/// configuration that is there goes before anything else, the API server may be far. With it they
+/// are judged as before, and new ones may start.
+fn hold_pods(args: &Args) -> Result<()> {
+    if policy::Enforcer::is_there().unwrap_or(false) {
+        return Ok(());
+    }
+    let settings = flags::settings(args, linux::kernel::release())?;
+    for path in daemon::hold_pods(&settings)? {
+        let path = path.display();
+        tracing::warn!("deleted {path} until network policies hold: their table is not there");
+    }
+    Ok(())
 }
 
 /// Nodes of the API, with their podCIDRs.
@@ -226,11 +245,8 @@ async fn from_etcd(_args: &Args) -> Result<Source> {
     bail!("--etcd-endpoints: this program was built without etcd (cargo feature `etcd`)")
 }
 
-/// Tells the supervisor, and the API through `client`, that pods can run here: once policies hold.
-async fn tell_ready(mut holds: watch::Receiver<bool>, client: Option<Client>, node: String) {
-    if holds.wait_for(|holds| *holds).await.is_err() {
-        return;
-    }
+/// Tells the supervisor, and the API through `client`, that pods can run here.
+async fn tell_ready(client: Option<Client>, node: String) {
     if let Err(error) = linux::notify::ready() {
         tracing::warn!("{error}");
     }

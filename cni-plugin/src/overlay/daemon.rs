@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use api::core::Node;
 use api::watch::Event;
 use futures::{FutureExt, Stream, StreamExt};
 use linux::Host;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::events::{Events, Interest, Told, ToldEntry};
@@ -41,15 +43,21 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 /// nothing at all). Seldom: listing a large `nat` table takes the lock of iptables.
 const FULL: Duration = Duration::from_secs(60);
 
+/// Said while pods may not start yet.
+const WAITS_FOR_POLICIES: &str =
+    "the CNI configuration is not written before network policies hold: no pod starts until then";
+
 /// Changes of this node's annotations; `None` takes one away.
 pub type Annotations = BTreeMap<String, Option<String>>;
 
 /// Runs until `stop`. `publish` is given what this node's annotations lack, as often as they lack
-/// it; `ready` is called once, after the first complete sync.
+/// it. Until `holds` is true, the files that the runtime waits for are not written. `ready` is called
+/// once, after the first complete sync with them.
 pub async fn run(
     settings: Settings,
     nodes: impl Stream<Item = Event<Node>>,
     publish: impl FnMut(Annotations),
+    mut holds: watch::Receiver<bool>,
     ready: impl FnOnce(),
     health: Arc<Health>,
     stop: impl Future<Output = ()>,
@@ -76,6 +84,7 @@ pub async fn run(
         overlay: Overlay::new(settings),
         health,
     };
+    state.overlay.admit_pods(*holds.borrow());
     loop {
         let due = state.due.unwrap_or(state.full).min(state.full);
         tokio::select! {
@@ -96,6 +105,15 @@ pub async fn run(
                 }
             },
             checked = state.wall.checked() => state.wall_checked(checked),
+            held = holds.wait_for(|holds| *holds), if !state.overlay.admits_pods() => {
+                if held.is_err() {
+                    // Nobody will ever tell.
+                    return Ok(());
+                }
+                drop(held);
+                state.overlay.admit_pods(true);
+                state.hear(Told::All);
+            }
             () = tokio::time::sleep_until(due) => state.sync(),
         }
     }
@@ -242,6 +260,9 @@ impl<P: FnMut(Annotations), R: FnOnce()> Daemon<P, R> {
         let mut words: BTreeSet<String> = synced.failures.into_iter().collect();
         words.extend(self.overlay.problems().cloned());
         words.extend(self.nodes.problems());
+        if !self.overlay.admits_pods() {
+            words.insert(WAITS_FOR_POLICIES.to_owned());
+        }
         self.say(words);
         if !self.synced {
             self.try_again();
@@ -297,9 +318,10 @@ impl<P: FnMut(Annotations), R: FnOnce()> Daemon<P, R> {
         self.tell_ready();
     }
 
-    /// Ready is: the data path is in order, and masquerading has been looked at.
+    /// Ready is: the data path is in order, pods are let start, and masquerading has been looked at.
     fn tell_ready(&mut self) {
         if self.synced
+            && self.overlay.admits_pods()
             && !self.wall.is_busy()
             && let Some(ready) = self.ready.take()
         {
@@ -310,6 +332,25 @@ impl<P: FnMut(Annotations), R: FnOnce()> Daemon<P, R> {
     }
 }
 
+/// Takes the files away that let the runtime start pods; gives back which were there.
+///
+/// # Errors
+/// One that cannot be deleted.
+pub fn hold_pods(settings: &Settings) -> std::io::Result<Vec<PathBuf>> {
+    let mut removed = Vec::new();
+    for path in pod_files(settings) {
+        if files::remove(&path)? {
+            removed.push(path);
+        }
+    }
+    Ok(removed)
+}
+
+fn pod_files(settings: &Settings) -> impl Iterator<Item = PathBuf> {
+    let conflist = settings.cni_conf_dir.join(files::CONFLIST);
+    std::iter::once(conflist).chain(settings.subnet_file.clone())
+}
+
 /// Removes everything of ours from this node: devices with all on them, routes, chains, the CNI
 /// configuration.
 ///
@@ -318,9 +359,8 @@ impl<P: FnMut(Annotations), R: FnOnce()> Daemon<P, R> {
 pub fn cleanup(settings: &Settings) -> Result<(), String> {
     let mut failed = Vec::new();
     // No new pods first.
-    let conflist = settings.cni_conf_dir.join(files::CONFLIST);
-    for path in std::iter::once(&conflist).chain(&settings.subnet_file) {
-        failed.extend(files::remove(path).err().map(|e| e.to_string()));
+    for path in pod_files(settings) {
+        failed.extend(files::remove(&path).err().map(|e| e.to_string()));
     }
     match linux::Kernel::open() {
         Ok(mut host) => {

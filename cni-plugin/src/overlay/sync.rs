@@ -14,6 +14,8 @@ use super::{apply, diff, files, observe, plan, pods};
 #[derive(Debug)]
 pub struct Overlay {
     settings: Settings,
+    /// The files that let the runtime start pods are written.
+    admits_pods: bool,
     plan: Plan,
     /// What all other nodes bring.
     entries: Entries,
@@ -37,6 +39,7 @@ impl Overlay {
     pub fn new(settings: Settings) -> Self {
         Self {
             settings,
+            admits_pods: true,
             plan: Plan::default(),
             entries: Entries::default(),
             of: BTreeMap::new(),
@@ -47,6 +50,17 @@ impl Overlay {
     /// The settings.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Whether the runtime is let start pods, by the files it waits for: not while what must hold for
+    /// them does not yet. Files that are there stay.
+    pub fn admit_pods(&mut self, admits: bool) {
+        self.admits_pods = admits;
+    }
+
+    /// Whether it is.
+    pub fn admits_pods(&self) -> bool {
+        self.admits_pods
     }
 
     /// What this node should tell the others; `None` takes an annotation away.
@@ -88,7 +102,11 @@ impl Overlay {
             let followed = pods::follow(host, files::BRIDGE, wanted.mtu);
             synced.changes += followed.changes;
             synced.failures.extend(followed.failures);
-            for (path, text) in files::all(&self.settings, wanted) {
+            let files = match self.admits_pods {
+                true => files::all(&self.settings, wanted),
+                false => Vec::new(),
+            };
+            for (path, text) in files {
                 match files::write(&path, &text) {
                     Ok(true) => tracing::info!("wrote {}", path.display()),
                     Ok(false) => {}

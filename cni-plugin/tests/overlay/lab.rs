@@ -332,9 +332,9 @@ impl Node {
                 let stop = async { drop(stopped.await) };
                 let ready = || is_ready.send(()).unwrap();
                 let health = Arc::new(Health::default());
-                runtime
-                    .block_on(daemon::run(settings, nodes, publish, ready, health, stop))
-                    .unwrap();
+                let (_hold, holds) = tokio::sync::watch::channel(true);
+                let run = daemon::run(settings, nodes, publish, holds, ready, health, stop);
+                runtime.block_on(run).unwrap();
             };
             netns.run(serve).unwrap();
         });

@@ -201,3 +201,58 @@ fn policies_hold_while_the_program_is_killed_and_restarted_under_load() {
     });
     println!("{} new connections", opened.load(Ordering::Relaxed));
 }
+
+/// The runtime starts pods as soon as there is a CNI configuration.
+#[test]
+fn no_pod_starts_before_policies_hold() {
+    let test = "no_pod_starts_before_policies_hold";
+    let Some(mut lab) = Lab::bare(test, true) else {
+        return;
+    };
+    let node = lab.node(1, true);
+    lab.nodes.push(node);
+    let node = &lab.nodes[0];
+    let conflist = node.dir.path().join("net.d/10-seaway.conflist");
+    // A server that knows of nodes, and of policies not yet.
+    let waits = |what: &str| {
+        wait_until(what, || {
+            let page = page(&node.netns, "/readyz");
+            page.is_some_and(|(status, text)| {
+                status == 503 && text.contains("not written before network policies hold")
+            })
+        });
+    };
+    let silent = served(&lab);
+    let mut program = Program::new(node, &silent, &["--network-policy"]);
+    program.start();
+    waits("the program to wait for policies");
+    assert!(!conflist.exists());
+    let knows = |api: &FakeApi| {
+        api.put(NAMESPACES, json!({"metadata": {"name": "x"}}));
+        policy(api);
+        api.put(
+            PODS,
+            json!({"metadata": {"namespace": "x", "name": "none"}}),
+        );
+    };
+    knows(&silent);
+    wait_until("the program to be ready", || is_ready(node));
+    assert!(conflist.exists());
+    program.stop(Signal::SIGKILL);
+    // Policies of the run before are in the kernel, whatever the server knows: pods may start.
+    let mute = served(&lab);
+    let mut program = Program::new(node, &mute, &["--network-policy"]);
+    program.start();
+    waits("the program with the table of before");
+    assert!(conflist.exists());
+    program.stop(Signal::SIGKILL);
+    // As after a reboot: a configuration from before and no table.
+    let removed = node.netns.run(policy::Enforcer::remove);
+    assert!(removed.unwrap().unwrap());
+    program.start();
+    waits("the program without a table");
+    assert!(!conflist.exists());
+    knows(&mute);
+    wait_until("the program to be ready again", || is_ready(node));
+    assert!(conflist.exists());
+}
