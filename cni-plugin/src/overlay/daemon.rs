@@ -16,6 +16,7 @@ use linux::Host;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::backoff::Backoff;
 use super::events::{Events, Interest, Told, ToldEntry};
 use super::files;
 use super::firewall::Firewall;
@@ -35,9 +36,6 @@ const GATHER_ENTRIES: Duration = Duration::from_millis(1);
 
 /// More notifications than this at a time are dearer than comparing everything.
 const TOLD_MAX: usize = 1000;
-
-/// The shortest and longest wait after a sync that failed.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 
 /// How often everything is compared although nothing was told, iptables included (which tells
 /// nothing at all). Seldom: listing a large `nat` table takes the lock of iptables.
@@ -76,7 +74,7 @@ pub async fn run(
         pending: Pending::default(),
         due: None,
         full: now + FULL,
-        retry: RETRY.0,
+        backoff: Backoff::default(),
         said: BTreeSet::new(),
         published: Annotations::new(),
         wall: Wall::new(&settings),
@@ -142,7 +140,7 @@ struct Daemon<P, R> {
     /// When the next sync is due; none: when the full one is.
     due: Option<Instant>,
     full: Instant,
-    retry: Duration,
+    backoff: Backoff,
     /// What was said already and still holds, so that it is said once.
     said: BTreeSet<String>,
     published: Annotations,
@@ -271,7 +269,7 @@ impl<P: FnMut(Annotations), R: FnOnce()> Daemon<P, R> {
         if self.ready.is_some() {
             self.sweep();
         }
-        self.retry = RETRY.0;
+        self.backoff.worked();
         let annotations = self.overlay.annotations();
         if annotations.is_empty() {
             self.published.clear();
@@ -294,8 +292,8 @@ impl<P: FnMut(Annotations), R: FnOnce()> Daemon<P, R> {
     }
 
     fn try_again(&mut self) {
-        self.mark(self.retry);
-        self.retry = (self.retry * 2).min(RETRY.1);
+        let wait = self.backoff.failed(Instant::now());
+        self.mark(wait);
     }
 
     /// Logs what is new of these words, and keeps them until they hold no longer.

@@ -12,6 +12,7 @@
 
 pub mod apply;
 pub mod backend;
+mod backoff;
 pub mod checksum;
 pub mod condition;
 pub mod daemon;

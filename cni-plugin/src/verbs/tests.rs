@@ -409,3 +409,41 @@ fn version_needs_no_network() {
     );
     assert_eq!(run("x", &env, b"").unwrap().unwrap()["cniVersion"], "1.1.0");
 }
+
+/// Row C15 of the specification: at boot, flannel's file comes later than the first pods.
+#[test]
+fn without_flannels_file_add_may_be_tried_again_and_status_is_not_ready() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("subnet.env");
+    let conf = json!({
+        "cniVersion": "1.1.0", "name": "f", "type": "flannel",
+        "subnetFile": file, "dataDir": dir.path().join("data"),
+        "delegate": {"type": "seaway-cni"},
+        "ipam": {"type": "host-local", "dataDir": dir.path().join("leases")},
+    });
+    let env = |key: &str| (key == "CNI_CONTAINERID").then(|| "c1".to_owned());
+    let call = |command| roles::flannel(command, &env, &conf);
+    let text = format!(
+        "{} is not there: flannel has not started on this node yet",
+        file.display()
+    );
+    for (command, code) in [
+        (Command::Add, ErrorCode::TRY_AGAIN),
+        (Command::Check, ErrorCode::TRY_AGAIN),
+        (Command::Gc, ErrorCode::TRY_AGAIN),
+        (Command::Status, ErrorCode::NOT_AVAILABLE),
+    ] {
+        let error = call(command).unwrap_err();
+        assert_eq!((error.code, error.msg.as_str()), (code, text.as_str()));
+    }
+    assert_eq!(
+        (ErrorCode::TRY_AGAIN.0, ErrorCode::NOT_AVAILABLE.0),
+        (11, 50)
+    );
+    // What was never added is deleted, and nothing was left by the attempts.
+    assert_eq!(call(Command::Del).unwrap(), Value::Null);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    let env_text = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.3.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
+    fs::write(&file, env_text).unwrap();
+    assert_eq!(call(Command::Status).unwrap(), Value::Null);
+}

@@ -1,7 +1,7 @@
 //! Configuration lists, as they stand in `/etc/cni/net.d/*.conflist`, and what a runtime makes of
 //! one for each plugin.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{AddResult, Attachment, UnknownVersion, VALID_ATTACHMENTS, Version};
@@ -10,7 +10,8 @@ use super::{AddResult, Attachment, UnknownVersion, VALID_ATTACHMENTS, Version};
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ConfList {
-    /// The version the plugins are called in.
+    /// The version the plugins are called in; of lists older than the key: 0.2.0.
+    #[serde(default = "oldest")]
     pub cni_version: String,
     /// More versions that would do; the newest that the runtime speaks is taken.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -18,17 +19,47 @@ pub struct ConfList {
     /// The network's name, unique on a host.
     pub name: String,
     /// The runtime does not call CHECK.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(
+        default,
+        deserialize_with = "is_true",
+        skip_serializing_if = "std::ops::Not::not"
+    )]
     pub disable_check: bool,
     /// The runtime does not call GC.
     #[serde(
         default,
         rename = "disableGC",
+        deserialize_with = "is_true",
         skip_serializing_if = "std::ops::Not::not"
     )]
     pub disable_gc: bool,
+    /// The list is complete. Otherwise the configurations of single plugins in the directory beside
+    /// it that has the network's name are more plugins, behind those of the list.
+    #[serde(
+        default,
+        deserialize_with = "is_true",
+        skip_serializing_if = "std::ops::Not::not"
+    )]
+    pub load_only_inlined_plugins: bool,
     /// The plugins' own configurations, each with a `type`.
+    #[serde(default)]
     pub plugins: Vec<Map<String, Value>>,
+}
+
+fn oldest() -> String {
+    "0.2.0".to_owned()
+}
+
+/// A boolean; as libcni does, also one in quotation marks.
+fn is_true<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
+    match Value::deserialize(from)? {
+        Value::Bool(is) => Ok(is),
+        Value::String(text) if text.eq_ignore_ascii_case("true") => Ok(true),
+        Value::String(text) if text.eq_ignore_ascii_case("false") => Ok(false),
+        other => Err(serde::de::Error::custom(format!(
+            "must be true or false, not {other}"
+        ))),
+    }
 }
 
 /// A list that cannot be used.
@@ -37,17 +68,20 @@ pub enum ConfListError {
     /// Not the JSON of a list.
     #[error("{0}")]
     Json(String),
+    /// The configuration of a single plugin beside the list cannot be read.
+    #[error("{0}")]
+    Beside(String),
     /// Names a version that we do not speak.
     #[error("cniVersion: {0}")]
     Version(#[from] UnknownVersion),
     /// Has no name.
-    #[error("name: must not be empty")]
+    #[error("name: must be a name")]
     Name,
     /// Names no plugin.
     #[error("plugins: must name at least one plugin")]
     NoPlugins,
     /// A plugin without a type.
-    #[error("plugins[{0}].type: must name a program")]
+    #[error("plugins[{0}].type: must be the name of a program")]
     PluginType(usize),
 }
 
@@ -57,24 +91,40 @@ impl ConfList {
     /// # Errors
     /// The first field that is wrong.
     pub fn parse(text: &str) -> Result<Self, ConfListError> {
+        Self::parse_with(text, |_| Ok(Vec::new()))
+    }
+
+    /// The same. Unless the list is complete, `beside` is asked for the texts of more plugins'
+    /// configurations, by the network's name.
+    ///
+    /// # Errors
+    /// The first field that is wrong.
+    pub fn parse_with(
+        text: &str,
+        beside: impl FnOnce(&str) -> Result<Vec<String>, String>,
+    ) -> Result<Self, ConfListError> {
         let json = |e: serde_json::Error| ConfListError::Json(e.to_string());
         let mut value: Map<String, Value> = serde_json::from_str(text).map_err(json)?;
-        if !value.contains_key("plugins") && value.contains_key("type") {
-            let keep = |key: &str| value.get(key).cloned().unwrap_or(Value::Null);
-            let (version, name) = (keep("cniVersion"), keep("name"));
-            value = Map::from_iter([
-                ("cniVersion".to_owned(), version),
-                ("name".to_owned(), name),
-                (
-                    "plugins".to_owned(),
-                    Value::Array(vec![Value::Object(value.clone())]),
-                ),
-            ]);
+        let is_single = !value.contains_key("plugins") && value.contains_key("type");
+        if is_single {
+            let keys = ["cniVersion", "name"].into_iter();
+            let kept = keys.filter_map(|key| Some((key.to_owned(), value.get(key)?.clone())));
+            let mut list: Map<String, Value> = kept.collect();
+            let one = Value::Array(vec![Value::Object(value)]);
+            list.insert("plugins".to_owned(), one);
+            value = list;
         }
-        let list: Self = serde_json::from_value(Value::Object(value)).map_err(json)?;
+        let mut list: Self = serde_json::from_value(Value::Object(value)).map_err(json)?;
         list.version()?;
-        if list.name.is_empty() {
+        // It is the name of a directory, too.
+        if list.name.is_empty() || list.name.contains('/') || list.name.starts_with('.') {
             return Err(ConfListError::Name);
+        }
+        if !is_single && !list.load_only_inlined_plugins {
+            for text in beside(&list.name).map_err(ConfListError::Beside)? {
+                list.plugins
+                    .push(serde_json::from_str(&text).map_err(json)?);
+            }
         }
         if list.plugins.is_empty() {
             return Err(ConfListError::NoPlugins);
@@ -101,7 +151,7 @@ impl ConfList {
             .get(at)?
             .get("type")?
             .as_str()
-            .filter(|name| !name.is_empty())
+            .filter(|name| !name.is_empty() && !name.contains('/'))
     }
 
     /// What plugin number `at` reads on its standard input. `capabilities` holds what the runtime

@@ -142,7 +142,7 @@ fn lists_that_cannot_be_used_name_the_field() {
         ),
         (
             json!({"cniVersion": "1.0.0", "name": "", "plugins": [{"type": "x"}]}),
-            "name: must",
+            "name: must be a name",
         ),
         (
             json!({"cniVersion": "1.0.0", "name": "n", "plugins": [{}]}),
@@ -160,11 +160,65 @@ fn lists_that_cannot_be_used_name_the_field() {
         let error = ConfList::parse(&conf.to_string()).unwrap_err().to_string();
         assert!(error.starts_with(wants), "{conf}: {error}");
     }
+    // libcni's way with booleans.
+    let quoted = json!({"name": "n", "disableGC": "TRUE", "disableCheck": "false",
+        "plugins": [{"type": "x"}]});
+    let list = ConfList::parse(&quoted.to_string()).unwrap();
+    assert_eq!((list.disable_gc, list.disable_check), (true, false));
+    assert_eq!(list.cni_version, "0.2.0");
+    let odd = json!({"name": "n", "disableGC": 1, "plugins": [{"type": "x"}]});
+    let error = ConfList::parse(&odd.to_string()).unwrap_err().to_string();
+    assert!(error.contains("must be true or false, not 1"), "{error}");
     // A single plugin's configuration is a list of one.
     let one = json!({"cniVersion": "0.4.0", "name": "n", "type": "ptp", "mtu": 9});
     let list = ConfList::parse(&one.to_string()).unwrap();
     assert_eq!(
         (list.plugin_type(0), list.plugin_input(0, &Map::new(), None)),
         (Some("ptp"), one)
+    );
+}
+
+/// Row N11 of the specification: plugins beside the list, by the network's name.
+#[test]
+fn plugins_beside_the_list_come_behind_it_unless_it_is_complete() {
+    let beside = |name: &str| match name {
+        "n" => Ok(vec![
+            r#"{"type":"b"}"#.to_owned(),
+            r#"{"type":"c"}"#.to_owned(),
+        ]),
+        "odd" => Ok(vec![r#"{"mtu":9}"#.to_owned()]),
+        _ => Err("read odd: no".to_owned()),
+    };
+    let row = |conf: serde_json::Value, wanted: Result<&[&str], &str>| {
+        let list = ConfList::parse_with(&conf.to_string(), beside);
+        let types = list.map(|list| {
+            let all = (0..list.plugins.len()).filter_map(|at| list.plugin_type(at));
+            all.map(str::to_owned).collect::<Vec<_>>()
+        });
+        let wanted = wanted.map(|all| all.iter().map(|t| (*t).to_owned()).collect());
+        assert_eq!(
+            types.map_err(|e| e.to_string()),
+            wanted.map_err(str::to_owned),
+            "{conf}"
+        );
+    };
+    let a = json!([{"type": "a"}]);
+    row(json!({"name": "n", "plugins": a}), Ok(&["a", "b", "c"]));
+    row(json!({"name": "n"}), Ok(&["b", "c"]));
+    row(
+        json!({"name": "n", "loadOnlyInlinedPlugins": true, "plugins": a}),
+        Ok(&["a"]),
+    );
+    row(
+        json!({"name": "n", "loadOnlyInlinedPlugins": true}),
+        Err("plugins: must name at least one plugin"),
+    );
+    row(json!({"name": "n", "type": "a"}), Ok(&["a"]));
+    let why = "plugins[1].type: must be the name of a program";
+    row(json!({"name": "odd", "plugins": a}), Err(why));
+    row(json!({"name": "gone", "plugins": a}), Err("read odd: no"));
+    row(
+        json!({"name": "../n", "plugins": a}),
+        Err("name: must be a name"),
     );
 }
