@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use api::cni::{AddResult, Error, ErrorCode};
 use linux::exec::Exec;
@@ -172,6 +172,19 @@ impl Node {
     /// Links, addresses and routes of the node, without what passes by itself.
     pub(crate) fn dump(&self) -> String {
         dump(&mut self.kernel())
+    }
+
+    /// A pod comes and goes: it makes the bridge, which stays. The kernel gives the bridge its link-local
+    /// address some time after the pod's port has a carrier, so the pod stays until then.
+    pub(crate) fn make_bridge(&self) {
+        let first = Pod::new("first");
+        self.add(&first).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !self.dump().contains("fe80::/64 dev cni0") {
+            assert!(Instant::now() < deadline, "{}", self.dump());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.del(&first).unwrap();
     }
 }
 

@@ -139,9 +139,7 @@ fn rates_are_limited_both_ways_and_checked() {
     let Some(node) = Node::new("rates_are_limited_both_ways_and_checked", &[V4]) else {
         return;
     };
-    let first = Pod::new("first");
-    node.add(&first).unwrap();
-    node.del(&first).unwrap();
+    node.make_bridge();
     node.kernel()
         .set_link("lo", &linux::link::LinkChange::up())
         .unwrap();
