@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use api::cni::ConfList;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use linux::exec::Exec;
@@ -118,7 +119,7 @@ impl Network for Plugins {
             return Err(Error::NotReady(self.conf_dir.clone()));
         };
         let text = fs::read_to_string(&file).map_err(|e| e.to_string());
-        text.and_then(|text| parse(&text))
+        text.and_then(|text| parse(&text, |name| beside(&self.conf_dir.join(name))))
             .map_err(|why| Error::Config { file, why })
     }
 
@@ -238,33 +239,28 @@ fn config_files(dir: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Reads a `.conflist`, or a single plugin's `.conf` as a list of one.
-pub fn parse(text: &str) -> Result<NetworkList, String> {
-    let value: Value = serde_json::from_str(text).map_err(|e| e.to_string())?;
-    let text_of = |key: &str| value[key].as_str().map(str::to_owned);
-    let object = |v: &Value| v.as_object().cloned();
-    let plugins: Vec<_> = match value.get("plugins") {
-        Some(Value::Array(list)) => list.iter().filter_map(object).collect(),
-        Some(_) => return Err("plugins: not a list".to_owned()),
-        None => object(&value).into_iter().collect(),
-    };
-    if plugins.is_empty() {
-        return Err("plugins: the list is empty".to_owned());
-    }
-    for (i, plugin) in plugins.iter().enumerate() {
-        let kind = plugin
-            .get("type")
-            .and_then(Value::as_str)
-            .unwrap_or_default();
-        if kind.is_empty() || kind.contains('/') {
-            return Err(format!("plugins[{i}].type: must be the name of a program"));
-        }
-    }
+/// Reads a `.conflist`, or a single plugin's `.conf` as a list of one. `beside` has the texts of more
+/// plugins of a network.
+pub fn parse(
+    text: &str,
+    beside: impl FnOnce(&str) -> Result<Vec<String>, String>,
+) -> Result<NetworkList, String> {
+    let list = ConfList::parse_with(text, beside).map_err(|e| e.to_string())?;
+    let version = list.version().map_err(|e| e.to_string())?;
     Ok(NetworkList {
-        name: text_of("name").ok_or("name: missing")?,
-        cni_version: text_of("cniVersion").unwrap_or_else(|| "0.2.0".to_owned()),
-        plugins,
+        name: list.name,
+        cni_version: version.to_string(),
+        plugins: list.plugins,
     })
+}
+
+/// The texts of the configurations in a network's own directory, by name; none where there is none.
+fn beside(dir: &Path) -> Result<Vec<String>, String> {
+    let files = config_files(dir).into_iter();
+    let single = files.filter(|file| file.extension().is_some_and(|e| e == "conf"));
+    single
+        .map(|file| fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display())))
+        .collect()
 }
 
 /// The configuration one plugin gets on its standard input.

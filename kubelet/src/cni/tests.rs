@@ -101,15 +101,19 @@ fn failures_speak_the_plugins_words() {
 fn configurations_that_are_wrong_name_the_field() {
     for (text, why) in [
         ("{", "EOF"),
-        (r#"{"plugins":[{"type":"a"}]}"#, "name: missing"),
-        (r#"{"name":"n","plugins":[]}"#, "plugins: the list is empty"),
+        (r#"{"plugins":[{"type":"a"}]}"#, "missing field `name`"),
+        (r#"{"name":"n","plugins":[]}"#, "plugins: must name"),
         (
             r#"{"name":"n","plugins":[{"type":"../a"}]}"#,
             "plugins[0].type",
         ),
-        (r#"{"name":"n"}"#, "plugins[0].type"),
+        (r#"{"name":"n"}"#, "plugins: must name"),
+        (
+            r#"{"name":"n","cniVersion":"9.0.0","plugins":[{"type":"a"}]}"#,
+            "cniVersion",
+        ),
     ] {
-        let error = parse(text).unwrap_err();
+        let error = parse(text, |_| Ok(Vec::new())).unwrap_err();
         assert!(error.contains(why), "{text}: {error}");
     }
     let dir = tempfile::tempdir().unwrap();
@@ -118,6 +122,30 @@ fn configurations_that_are_wrong_name_the_field() {
         bin_dir: dir.path().into(),
     };
     assert!(matches!(empty.current(), Err(Error::NotReady(_))));
+}
+
+/// Row N11: the newest version of all, and plugins in the network's directory beside the list.
+#[test]
+fn the_newest_version_and_plugins_beside_the_list() {
+    let dir = tempfile::tempdir().unwrap();
+    let list = |more: &str| {
+        let text = format!(
+            r#"{{"cniVersion":"0.4.0","cniVersions":["0.4.0","1.1.0","9.9.9"],"name":"net",{more}
+            "plugins":[{{"type":"a"}}]}}"#
+        );
+        let network = plugins(dir.path(), &text).current().unwrap();
+        let types = network.plugins.iter().map(|p| p["type"].to_string());
+        (network.cni_version, types.collect::<Vec<_>>().join(" "))
+    };
+    let is = |types: &str| ("1.1.0".to_owned(), types.to_owned());
+    assert_eq!(list(""), is(r#""a""#));
+    let beside = dir.path().join("net");
+    fs::create_dir(&beside).unwrap();
+    fs::write(beside.join("20-c.conf"), r#"{"type":"c"}"#).unwrap();
+    fs::write(beside.join("10-b.conf"), r#"{"type":"b"}"#).unwrap();
+    fs::write(beside.join("README"), "not a plugin").unwrap();
+    assert_eq!(list(""), is(r#""a" "b" "c""#));
+    assert_eq!(list(r#""loadOnlyInlinedPlugins":true,"#), is(r#""a""#));
 }
 
 #[test]
