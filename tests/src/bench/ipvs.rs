@@ -143,6 +143,7 @@ fn measure(services: usize, floor: &[f64]) -> Result<Vec<Figure>> {
         node: "bench".to_owned(),
         flows_max: None,
         attach: None,
+        xdp: None,
     };
     let planes = backend::open(Mode::Ipvs, &place, settings)?;
     let mut planes = planes
