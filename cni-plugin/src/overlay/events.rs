@@ -186,8 +186,9 @@ impl Events {
                         return Some(told);
                     }
                 }
-                // The kernel had more to tell than we took: anything may have happened.
-                NetlinkPayload::Overrun(_) => return Some(Told::All),
+                // The kernel had more to tell than we took: anything may have happened. It says so
+                // once, and drops what follows until all that waits is read (`netlink_overrun`).
+                NetlinkPayload::Overrun(_) => return None,
                 _ => {}
             }
         }
