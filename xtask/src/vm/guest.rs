@@ -24,6 +24,9 @@ use super::orders::{CODE, ERR, OUT, Orders};
 /// Exit code when the command could not even be tried.
 const NOT_RUN: i32 = 125;
 
+/// What `TMPDIR` names: a place of its own, since `/tmp` has this machine's files.
+pub(super) const TEMPORARY: &str = "/run/tmp";
+
 /// What pid 1 does. It comes back only when the machine cannot be halted.
 pub(crate) fn first_process(dir: &Path) -> Result<()> {
     let code = match set_up(dir).and_then(|()| run_second(dir)) {
@@ -99,6 +102,7 @@ fn set_up(dir: &Path) -> Result<()> {
         ("bpf", "/sys/fs/bpf"),
         // The root is an overlay already, and containers' roots are overlays on what is here.
         ("tmpfs", "/var/lib/seaway"),
+        ("tmpfs", TEMPORARY),
     ] {
         fs::create_dir_all(target)?;
         plain(fstype, target)?;

@@ -12,6 +12,7 @@ use linux::process::{self, Daemon};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use super::guest::TEMPORARY;
 use super::kernel::GuestKernel;
 use super::orders::{CODE, ERR, OUT, Orders};
 use super::{Lane, VmArgs};
@@ -76,6 +77,7 @@ impl<'a> Guest<'a> {
         let own = [
             ("SEAWAY_VM", args.lane.name().to_owned()),
             ("SEAWAY_TIME_SCALE", args.lane.time_scale().to_string()),
+            ("TMPDIR", TEMPORARY.to_owned()),
         ];
         env.extend(own.map(|(key, value)| (key.to_owned(), value)));
         let share = args.share.as_ref().map(|share| share.canonicalize());
