@@ -332,6 +332,10 @@ fn rules_of_others_stay_and_ours_come_back_in_the_old_tables() {
 
 #[track_caller]
 fn others_and_ours(test: &str, kind: Kind, period: &str) {
+    if kind == Kind::Nft && !lab::has_nf_tables() {
+        println!("SKIPPED {test}: {}", lab::NO_NF_TABLES);
+        return;
+    }
     let Some(lab) = Lab::in_mode(test, Mode::Iptables) else {
         return;
     };
@@ -571,6 +575,10 @@ fn edits_of_our_table_are_repaired_at_once() {
 #[test]
 fn from_mode_to_mode_without_a_failed_connection() {
     let test = "from_mode_to_mode_without_a_failed_connection";
+    if !lab::has_nf_tables() {
+        println!("SKIPPED {test}: {}", lab::NO_NF_TABLES);
+        return;
+    }
     let Some(mut lab) = Lab::in_mode(test, Mode::Iptables) else {
         return;
     };

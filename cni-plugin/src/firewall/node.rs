@@ -1,11 +1,12 @@
 //! The firewall of the network namespace that the plugin runs in.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
+use std::fs::{File, create_dir_all};
 use std::net::{IpAddr, UdpSocket};
+use std::path::Path;
 
 use linux::conntrack::{Conntrack, Flow, UDP};
-use linux::iptables::{Family, Iptables};
+use linux::iptables::{Family, Iptables, has_legacy_table};
 use linux::nftables::{Batch, Element, Nftables, TableRef};
 use linux::{Error, Host, Kernel, Result};
 
@@ -25,6 +26,8 @@ pub struct NodeFirewall {
     /// Somebody wants iptables, so there may be rules to remove.
     iptables: bool,
     nft: Option<Nftables>,
+    /// Found out when it is first asked for.
+    usual: Option<Backend>,
 }
 
 impl NodeFirewall {
@@ -33,6 +36,7 @@ impl NodeFirewall {
         Self {
             iptables,
             nft: None,
+            usual: None,
         }
     }
 
@@ -48,11 +52,45 @@ impl NodeFirewall {
         self.nft.as_mut()
     }
 
+    /// Who does what nobody is named for. There are kernels with nf_tables and without its tables for
+    /// IP, which only making one tells: this is on the path of each pod, so not where ours is there.
     fn usual(&mut self) -> Backend {
-        match self.nft() {
-            Some(_) => Backend::Nftables,
-            None => Backend::Iptables,
+        if let Some(usual) = self.usual {
+            return usual;
         }
+        let family = nft::ip_table().family;
+        let takes = self.has_table() || Nftables::has_family(family).unwrap_or(false);
+        let usual = if takes {
+            Backend::Nftables
+        } else {
+            Backend::Iptables
+        };
+        *self.usual.insert(usual)
+    }
+
+    /// The parts for nftables and for iptables.
+    fn split(&mut self, entries: &Entries) -> (Entries, Entries) {
+        let nobody_asks = entries.forwards.is_empty() && entries.masquerades.is_empty();
+        entries.split(if nobody_asks {
+            Backend::Nftables
+        } else {
+            self.usual()
+        })
+    }
+
+    fn has_table(&mut self) -> bool {
+        let has = |nft: &mut Nftables| nft.has_table(&nft::ip_table()).unwrap_or(false);
+        self.nft().is_some_and(has)
+    }
+
+    /// Whether rules of ours may be in iptables.
+    fn may_have_rules(&mut self) -> bool {
+        let old = |family| has_legacy_table(family, "nat");
+        self.iptables
+            || self.nft().is_none()
+            || (!self.has_table()
+                && [Family::V4, Family::V6].into_iter().any(old)
+                && self.usual() == Backend::Iptables)
     }
 
     /// nftables, which is needed for `what`.
@@ -157,8 +195,7 @@ fn in_the_way(nft: &mut Nftables, wanted: &[nft::Entry], own: &Tag) -> Result<BT
 
 impl Firewall for NodeFirewall {
     fn put(&mut self, entries: &Entries) -> Result<()> {
-        let usual = self.usual();
-        let (elements, rules) = entries.split(usual);
+        let (elements, rules) = self.split(entries);
         self.put_elements(&elements)?;
         if !rules.is_empty() {
             put_rules(&rules)?;
@@ -168,15 +205,14 @@ impl Firewall for NodeFirewall {
 
     fn remove(&mut self, whose: &Whose) -> Result<()> {
         self.remove_everything(whose)?;
-        if self.iptables || self.usual() == Backend::Iptables {
+        if self.may_have_rules() {
             with_rules(|rules, _| rules.text_to_remove(whose))?;
         }
         Ok(())
     }
 
     fn missing(&mut self, entries: &Entries) -> Result<Vec<String>> {
-        let usual = self.usual();
-        let (elements, rules) = entries.split(usual);
+        let (elements, rules) = self.split(entries);
         let mut missing = Vec::new();
         for entry in nft::elements(&elements) {
             let same = |element: Element| {
@@ -255,6 +291,11 @@ fn put_rules(entries: &Entries) -> Result<()> {
 /// so at the same time.
 fn with_rules(change: impl Fn(&Rules, Family) -> Option<String>) -> Result<()> {
     let op = || format!("lock {IPTABLES_LOCK}");
+    // Who boots the machine makes the folder, as a rule.
+    let folder = Path::new(IPTABLES_LOCK).parent();
+    folder
+        .map_or(Ok(()), create_dir_all)
+        .map_err(|e| Error::new(op(), e))?;
     let lock = File::create(IPTABLES_LOCK).map_err(|e| Error::new(op(), e))?;
     lock.lock().map_err(|e| Error::new(op(), e))?;
     for family in [Family::V4, Family::V6] {

@@ -474,6 +474,14 @@ impl Node {
         text.unwrap().concat()
     }
 
+    /// Whether the kernel has tables of nftables for both families.
+    pub(crate) fn takes_tables(&self) -> bool {
+        use linux::nftables::{Family as Nf, Nftables};
+        let takes = |family| Nftables::has_family(family).unwrap();
+        let both = || takes(Nf::Ipv4) && takes(Nf::Ipv6);
+        self.netns.run(both).unwrap()
+    }
+
     /// Whether the table of nftables is there, for both families.
     pub(crate) fn has_tables(&self) -> bool {
         use linux::nftables::{Family as Nf, Nftables, TableRef};

@@ -33,6 +33,11 @@ impl Bench {
             return None;
         }
         let netns = NetNs::anonymous().unwrap();
+        let has = || Nftables::has_family(family).unwrap();
+        if !netns.run(has).unwrap() {
+            println!("SKIPPED {test}: this kernel has no tables of the family {family:?}");
+            return None;
+        }
         let nft = netns.run(Nftables::open).unwrap().unwrap();
         Some(Self {
             netns,

@@ -19,9 +19,10 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 
 use crate::sockets::Sockets;
+use linux::NetNs;
 use linux::exec::Exec;
 use linux::iptables::{Family, Iptables};
-use linux::nftables::Nftables;
+use linux::nftables::{self, Nftables};
 use linux::process::Daemon;
 use proxy::backend::Mode;
 use proxy::backend::nftables::dump;
@@ -53,6 +54,17 @@ pub(crate) struct Lab {
     _dir: tempfile::TempDir,
 }
 
+/// Why a test of nf_tables cannot run.
+pub(crate) const NO_NF_TABLES: &str = "this kernel has no tables of nf_tables for IP";
+
+/// Whether the kernel has tables of nf_tables for both families.
+pub(crate) fn has_nf_tables() -> bool {
+    let families = [nftables::Family::Ipv4, nftables::Family::Ipv6];
+    let has = |family| Nftables::has_family(family).unwrap();
+    let netns = NetNs::anonymous().unwrap();
+    netns.run(|| families.into_iter().all(has)).unwrap()
+}
+
 impl Lab {
     /// In mode iptables.
     pub(crate) fn new(test: &str) -> Option<Self> {
@@ -63,6 +75,10 @@ impl Lab {
     pub(crate) fn in_mode(test: &str, mode: Mode) -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
             println!("SKIPPED {test}: needs root");
+            return None;
+        }
+        if mode == Mode::Nftables && !has_nf_tables() {
+            println!("SKIPPED {test}: {NO_NF_TABLES}");
             return None;
         }
         let mut lab = Self::places(mode);

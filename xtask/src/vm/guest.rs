@@ -118,8 +118,10 @@ fn set_up(dir: &Path) -> Result<()> {
         share(orders.lane, "share", folder)?;
     }
     Kernel::open()?.set_link("lo", &LinkChange::up())?;
-    // As every node of Kubernetes has it: replies between two pods of one bridge pass the rules.
-    Exec::new("/sbin/modprobe").arg("br_netfilter").run()?;
+    if !orders.bare_bridges {
+        // As every node of Kubernetes has it: replies between two pods of one bridge pass the rules.
+        Exec::new("/sbin/modprobe").arg("br_netfilter").run()?;
+    }
     Ok(())
 }
 

@@ -87,6 +87,7 @@ impl<'a> Guest<'a> {
             share: share.transpose().context("--share")?,
             cwd: std::env::current_dir()?,
             timeout: args.timeout,
+            bare_bridges: args.bare_bridges,
             env,
             command: args.command.clone(),
         };

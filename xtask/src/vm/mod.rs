@@ -77,6 +77,9 @@ pub(crate) struct VmArgs {
     /// that names the same number (lane `tcg`)
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1024..))]
     pub(crate) segment: Option<u16>,
+    /// Leave br_netfilter out: bridged packets meet no rules of IP
+    #[arg(long)]
+    pub(crate) bare_bridges: bool,
     /// A folder whose files the guest may change for good (all other changes vanish with it)
     #[arg(long, value_name = "DIR")]
     pub(crate) share: Option<PathBuf>,
@@ -98,6 +101,7 @@ impl VmArgs {
             memory: MEMORY,
             cpus: CPUS,
             segment: None,
+            bare_bridges: false,
             share: None,
             test: None,
             command,

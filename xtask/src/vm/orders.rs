@@ -28,6 +28,8 @@ pub(super) struct Orders {
     pub(super) cwd: PathBuf,
     /// Seconds after which the command is ended.
     pub(super) timeout: u64,
+    /// br_netfilter is not loaded.
+    pub(super) bare_bridges: bool,
     /// Variables of the command.
     pub(super) env: Vec<(String, String)>,
     /// Program and arguments.
@@ -51,6 +53,7 @@ impl Orders {
         }
         field("cwd", &self.cwd.to_string_lossy());
         field("timeout", &self.timeout.to_string());
+        field("bare-bridges", &self.bare_bridges.to_string());
         for (key, value) in &self.env {
             field("env", &format!("{key}={value}"));
         }
@@ -76,6 +79,7 @@ impl Orders {
             share: None,
             cwd: "/".into(),
             timeout: 0,
+            bare_bridges: false,
             env: Vec::new(),
             command: Vec::new(),
         };
@@ -88,6 +92,7 @@ impl Orders {
                 "share" => orders.share = Some(value.into()),
                 "cwd" => orders.cwd = value.into(),
                 "timeout" => orders.timeout = value.parse().ok()?,
+                "bare-bridges" => orders.bare_bridges = value.parse().ok()?,
                 "env" => {
                     let (key, value) = value.split_once('=')?;
                     orders.env.push((key.to_owned(), value.to_owned()));
@@ -114,6 +119,7 @@ mod tests {
             share: Some("/a b".into()),
             cwd: "/tmp".into(),
             timeout: 7,
+            bare_bridges: true,
             env: vec![("A".into(), "b=c\nd".into())],
             command: vec!["sh".into(), "-c".into(), "echo \"x\" = y".into()],
         };

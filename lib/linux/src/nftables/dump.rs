@@ -131,6 +131,18 @@ impl Nftables {
         Ok(nft)
     }
 
+    /// Whether the kernel has tables of `family`, as [`Nftables::open_for`] finds out.
+    ///
+    /// # Errors
+    /// The kernel's refusal, where it is for another reason than that.
+    pub fn has_family(family: Family) -> Result<bool> {
+        match Self::open_for(family) {
+            Ok(_) => Ok(true),
+            Err(e) if e.errno() == Some(libc::EOPNOTSUPP) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
     /// By this the kernel names us as the maker of a change.
     pub fn port(&self) -> u32 {
         self.socket.port()
