@@ -1,23 +1,25 @@
 //! Stage `vm` of `cargo xtask test`: tests that need IPVS, as they were built here, in guests whose
 //! kernels have it. Both lanes run at the same time: one has nf_tables, the other is fast.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod programs;
+mod suites;
+
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use linux::exec::Exec;
 
-use crate::run::{cargo, own_program, root_dir, target_dir};
+use crate::run::{own_program, root_dir, target_dir};
 use crate::test::{Tally, failures};
 use crate::vm::{Lane, Missing, prepare};
+pub(crate) use programs::build_one;
+use programs::{Programs, build, check, file};
+pub(crate) use suites::run as suites;
 
 /// Seconds after which a guest is ended. It takes minutes on an idle machine.
 const GUEST_SECONDS: u64 = 1200;
-
-/// Building the tests.
-const BUILD_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// The test that runs in two guests at once.
 const TWO_NODES: &str = "two_nodes";
@@ -29,8 +31,12 @@ const CLUSTER: &str = "ipvs_cluster";
 const TROUBLES: &str = "ipvs_in_troubles_of_the_api_server";
 const KILLS: &str = "ipvs_killed_at_random_moments";
 
-/// Of the overlay daemon: its network, what comes back, and its restart under traffic.
+/// Of the plugin: its verbs, traffic, and host ports without nf_tables.
+const UML_PLUGIN: &[&str] = &["verbs::", "traffic::", "ports::", "--skip", "one_owner"];
+
+/// Of the overlay daemon: its network, what comes back, its restart under traffic, masquerading.
 const OVERLAY: &[&str] = &[
+    "iptables_masquerades",
     "pods_of_three_nodes",
     "what_is_removed_comes_back",
     "a_restart_drops_nothing",
@@ -42,27 +48,44 @@ type Part = (&'static str, &'static [&'static str]);
 /// The part of the packet tests that does not ask the kernel anything new a second time.
 const MILLION: &str = "malformed_packets";
 
+/// What runs in a lane.
+struct Plan {
+    lane: Lane,
+    /// On a kernel without br_netfilter.
+    bare: &'static [Part],
+    /// On one with it.
+    parts: &'static [Part],
+}
+
 /// What runs in each lane. Nothing of it may be skipped there. The slow lane leaves out what depends
 /// neither on nf_tables nor on the kernel's version.
-const LANES: &[(Lane, &[Part])] = &[
-    (
-        Lane::Uml,
-        &[
+const LANES: &[Plan] = &[
+    Plan {
+        lane: Lane::Uml,
+        bare: &[(
+            "proxy/live",
+            &["iptables::who_comes_by_the_bridge", "iptables::cluster_ip"],
+        )],
+        parts: &[
             ("ipvs", &[]),
             ("ipvs_filter", &["ipset"]),
             ("ipvs_live", &[]),
             ("ipvs_services", &[]),
             ("nfacct", &[]),
             // Of other suites, what needs no nf_tables, as far as it takes little time.
-            ("kernel", &["--skip", "iptables_of", "--skip", "wireguard"]),
-            ("cni-plugin/live", &["verbs::", "traffic::"]),
+            (
+                "kernel",
+                &["--skip", "iptables_of_a", "--skip", "wireguard"],
+            ),
+            ("runtime/containers", &[]),
+            ("cni-plugin/live", UML_PLUGIN),
             ("cni-plugin/overlay", OVERLAY),
             (
                 "proxy/live",
                 &[
-                    "iptables::cluster_ip",
                     "iptables::node_ports",
                     "come_back_in_the_old",
+                    "cleanup_in_the_old",
                 ],
             ),
             ("tables", &["--exact", "ipvs", TROUBLES, KILLS]),
@@ -76,10 +99,14 @@ const LANES: &[(Lane, &[Part])] = &[
                 ],
             ),
         ],
-    ),
-    (
-        Lane::Tcg,
-        &[
+    },
+    Plan {
+        lane: Lane::Tcg,
+        bare: &[
+            ("policy/live", &["without_br_netfilter_bridges"]),
+            ("proxy/live", &["nftables::who_comes_by_the_bridge"]),
+        ],
+        parts: &[
             ("ipvs", &["--skip", "many_destinations"]),
             ("ipvs_filter", &["nf_tables"]),
             (
@@ -88,22 +115,31 @@ const LANES: &[(Lane, &[Part])] = &[
             ),
             ("ipvs_services", &["--skip", "every_scheduler"]),
             ("nfacct", &[]),
+            ("kernel", &["wireguard", "iptables_of"]),
+            ("policy/live", &["a_label_that_goes"]),
+            ("cni-plugin/live", &["that_this_kernel_may_lack"]),
+            ("cni-plugin/overlay", &["wireguard"]),
             ("tables", &["--exact", "ipvs"]),
             ("ebpf_packets", &["--skip", MILLION]),
             ("proxy/live", &["ebpf::connected_udp"]),
         ],
-    ),
+    },
 ];
 
 /// Runs both lanes.
 pub(crate) fn run() -> Result<Tally> {
     let mut total = Tally::default();
-    let programs = build()?;
+    let parts = LANES.iter().flat_map(Plan::parts);
+    let programs = build(parts.map(|(name, _)| *name), &[TWO_NODES, CLUSTER])?;
     let mut ready = Vec::new();
     // One after the other: both may install packages.
-    for (lane, parts) in LANES {
-        match prepare(*lane) {
-            Ok(_) => ready.push((*lane, *parts)),
+    for plan in LANES {
+        let lane = plan.lane;
+        for (name, choice) in plan.parts() {
+            check(&programs, name, choice)?;
+        }
+        match prepare(lane) {
+            Ok(_) => ready.push(plan),
             Err(error) if error.is::<Missing>() => {
                 let why = format!("tests in a guest ({}): {error:#}", lane.name());
                 total.skipped.push(why);
@@ -112,14 +148,14 @@ pub(crate) fn run() -> Result<Tally> {
         }
     }
     let mut chains = Vec::new();
-    for (lane, parts) in &ready {
-        chains.push(vec![vec![of_lane(*lane, parts, &programs)?]]);
+    for plan in &ready {
+        chains.push(vec![vec![plan.guest(&programs)?]]);
     }
-    if let Some(fast) = ready.iter().position(|(lane, _)| *lane == Lane::Uml) {
+    if let Some(fast) = ready.iter().position(|plan| plan.lane == Lane::Uml) {
         chains[fast].push(vec![cluster(&programs)?]);
     }
     // Two guests of the slow lane take the place of the fast one, which is done first.
-    if ready.iter().any(|(lane, _)| *lane == Lane::Tcg) {
+    if ready.iter().any(|plan| plan.lane == Lane::Tcg) {
         chains[0].push(pair(&programs)?.into());
     }
     let chain = |guests: Vec<Vec<Guest>>| {
@@ -162,86 +198,36 @@ struct Guest {
     script: String,
 }
 
-/// Test programs' files by name, and by the folder of their package and name: `proxy/live`.
-type Programs = BTreeMap<String, PathBuf>;
-
-/// Builds the test programs, and the programs that they start. Packages are chosen as in the stages
-/// before, so that nothing is built twice.
-fn build() -> Result<Programs> {
-    let parts = LANES.iter().flat_map(|(_, parts)| *parts);
-    let names: BTreeSet<&str> = parts.map(|(name, _)| short(name)).collect();
-    let mut args = vec!["test", "--workspace", "--exclude", "seaway-tests"];
-    for name in names {
-        args.extend(["--test", name]);
+impl Plan {
+    fn parts(&self) -> impl Iterator<Item = &'static Part> {
+        self.bare.iter().chain(self.parts)
     }
-    let mut programs = build_tests(&args)?;
-    let package = ["test", "-p", "seaway-tests"];
-    let names = ["--test", TWO_NODES, "--test", CLUSTER];
-    programs.extend(build_tests(&[&package[..], &names].concat())?);
-    cargo(&["build", "--workspace", "--bins", "--quiet"]).run()?;
-    Ok(programs)
-}
 
-/// Builds one test program of the workspace, and the programs that it starts.
-pub(crate) fn build_one(name: &str) -> Result<PathBuf> {
-    let (own, test) = (root_dir().join("tests/tests"), short(name));
-    let is_own = own.join(format!("{name}.rs")).exists() || own.join(name).exists();
-    let packages: &[&str] = if is_own {
-        &["-p", "seaway-tests"]
-    } else {
-        &["--workspace", "--exclude", "seaway-tests"]
-    };
-    let mut programs = build_tests(&[&["test"], packages, &["--test", test]].concat())?;
-    cargo(&["build", "--workspace", "--bins", "--quiet"]).run()?;
-    programs
-        .remove(name)
-        .with_context(|| format!("no test {name}"))
-}
-
-fn build_tests(args: &[&str]) -> Result<Programs> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let exec = Exec::new(cargo).args(args).dir(root_dir());
-    let output = exec
-        .args(["--no-run", "--message-format=json"])
-        .timeout(BUILD_TIMEOUT)
-        .run()
-        .context("build the tests")?;
-    let mut programs = BTreeMap::new();
-    for line in output.text().lines() {
-        let value = |key: &str| {
-            let (_, rest) = line.split_once(&format!("\"{key}\":\""))?;
-            rest.split('"').next().map(PathBuf::from)
+    /// One guest for everything: br_netfilter comes in between.
+    fn guest(&self, programs: &Programs) -> Result<Guest> {
+        const BARE: &str = "[ -e /proc/sys/net/bridge ] && echo 'FAILED: br_netfilter' && code=1\n";
+        let run = |parts: &[Part]| -> Result<String> {
+            let mut script = String::new();
+            for (name, choice) in parts {
+                let line = format!(
+                    "{} --show-output --test-threads 1 {} || code=1\n",
+                    file(programs, name)?,
+                    choice.join(" ")
+                );
+                script.push_str(&line);
+            }
+            Ok(script)
         };
-        let (Some(path), Some(manifest)) = (value("executable"), value("manifest_path")) else {
-            continue;
-        };
-        let stem = path.file_name().unwrap_or_default().to_string_lossy();
-        let folder = manifest.parent().and_then(|folder| folder.file_name());
-        if let (Some((name, _hash)), Some(folder)) = (stem.rsplit_once('-'), folder) {
-            let long = format!("{}/{name}", folder.to_string_lossy());
-            programs.extend([(name.to_owned(), path.clone()), (long, path.clone())]);
-        }
+        let (bare, more) = (run(self.bare)?, run(self.parts)?);
+        let script =
+            format!("code=0\n{BARE}{bare}{BARE}modprobe br_netfilter || exit 1\n{more}exit $code");
+        Ok(Guest {
+            name: self.lane.name().to_owned(),
+            lane: self.lane,
+            flags: vec!["--bare-bridges".to_owned()],
+            script,
+        })
     }
-    Ok(programs)
-}
-
-fn of_lane(lane: Lane, parts: &[Part], programs: &Programs) -> Result<Guest> {
-    let mut script = String::from("code=0\n");
-    for (name, choice) in parts {
-        let line = format!(
-            "{} --show-output --test-threads 1 {} || code=1\n",
-            file(programs, name)?,
-            choice.join(" ")
-        );
-        script.push_str(&line);
-    }
-    script.push_str("exit $code");
-    Ok(Guest {
-        name: lane.name().to_owned(),
-        lane,
-        flags: Vec::new(),
-        script,
-    })
 }
 
 /// A whole cluster in the lane that is fast enough for it.
@@ -269,36 +255,34 @@ fn pair(programs: &Programs) -> Result<[Guest; 2]> {
     }))
 }
 
-/// A test's own name.
-fn short(name: &str) -> &str {
-    name.rsplit('/').next().unwrap_or(name)
-}
-
-fn file<'a>(programs: &'a Programs, name: &str) -> Result<std::path::Display<'a>> {
-    let program = programs.get(name);
-    Ok(program
-        .with_context(|| format!("no test {name}"))?
-        .display())
-}
-
 impl Guest {
-    /// Runs it to its end.
-    fn run(self) -> Result<Tally> {
-        let name = &self.name;
-        let log = target_dir().join(format!("xtask-vm-{name}.log"));
+    /// Runs it to its end: whether that was a good one, and its log.
+    fn boot(&self, seconds: u64) -> Result<(bool, String)> {
+        let log = self.log();
         let outer = "log=\"$1\"; shift; exec \"$0\" vm \"$@\" > \"$log\" 2>&1";
-        let seconds = GUEST_SECONDS.to_string();
         let output = Exec::new("sh")
             .args(["-c", outer])
             .arg(own_program()?)
             .arg(&log)
-            .args(["--lane", self.lane.name(), "--timeout", &seconds])
+            .args(["--lane", self.lane.name()])
+            .args(["--timeout", &seconds.to_string()])
             .args(&self.flags)
             .args(["--", "sh", "-c", &self.script])
             .dir(root_dir())
-            .timeout(Duration::from_secs(GUEST_SECONDS + 120))
+            .timeout(Duration::from_secs(seconds + 120))
             .output()?;
         let text = String::from_utf8_lossy(&std::fs::read(&log)?).into_owned();
+        Ok((output.status.success(), text))
+    }
+
+    fn log(&self) -> PathBuf {
+        target_dir().join(format!("xtask-vm-{}.log", self.name))
+    }
+
+    /// Runs it to its end, and counts.
+    fn run(self) -> Result<Tally> {
+        let name = &self.name;
+        let (success, text) = self.boot(GUEST_SECONDS)?;
         let mut tally = Tally::read(&text);
         for counted in &mut tally.counted {
             *counted = format!("in a guest ({name}): {counted}");
@@ -308,12 +292,16 @@ impl Guest {
             println!("in a guest ({name}) nothing may be skipped: {skipped}");
             tally.failed += 1;
         }
-        if !output.status.success() || tally.failed > 0 {
+        if text.lines().any(|line| line.trim() == "running 0 tests") {
+            println!("in a guest ({name}) a part of the tests is empty");
+            tally.failed += 1;
+        }
+        if !success || tally.failed > 0 {
             println!("{}", failures(&text));
             if tally.failed == 0 {
                 bail!(
                     "the guest ({name}) did not run to the end; see {}",
-                    log.display()
+                    self.log().display()
                 );
             }
         }

@@ -76,6 +76,14 @@ enum Command {
     },
     /// Run a command under a kernel that has IPVS, with this machine's files around it
     Vm(vm::VmArgs),
+    /// Run every suite that drives the kernel, whole, in guests, and print one table
+    Suites {
+        /// In this lane only
+        #[arg(long, value_enum)]
+        lane: Option<vm::Lane>,
+        /// Only these, such as `policy/live`
+        names: Vec<String>,
+    },
     #[command(flatten)]
     Inside(vm::Inside),
     /// Rebuild the eBPF object, bit for bit
@@ -106,6 +114,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             let code = vm::second_process(&dir)?;
             return Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)));
         }
+        Command::Suites { lane, names } => guests::suites(lane, &names),
         Command::Setup { run_only } => setup::run(run_only),
         Command::Up { release, args } => run::up(release, &args),
         Command::Down { args } => run::down(&args),

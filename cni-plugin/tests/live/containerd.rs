@@ -15,6 +15,7 @@ use linux::exec::{Exec, which};
 use serde_json::json;
 
 use crate::lab::{Node, PLUGIN, V4, V6};
+use crate::ports::firewall;
 
 /// A busy machine takes its time to start containerd and containers.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -321,7 +322,6 @@ fn containerd_runs_pods_on_it() {
     }
     assert!(node.leases().is_empty());
     assert_eq!(node.links(), ["cni0", "lo"]);
-    let exec = Exec::new("nft").args(["list", "table", "inet", "seaway-cni"]);
-    let left = node.netns.run(|| exec.run().unwrap().text()).unwrap();
+    let left = firewall(&node);
     assert!(!left.contains("18080") && !left.contains("18081"), "{left}");
 }
