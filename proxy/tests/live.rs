@@ -23,6 +23,7 @@ use std::io::ErrorKind;
 
 use lab::talk::still_alive;
 use lab::{Lab, service};
+use linux::Host;
 use linux::exec::Exec;
 use linux::iptables::{Backend as Kind, Family, Iptables};
 use nix::sys::signal::Signal;
@@ -65,6 +66,7 @@ macro_rules! in_every_mode {
 in_every_mode! {
     cluster_ip_in_both_families
     who_comes_by_the_bridge_is_a_pod
+    without_br_netfilter_what_is_routed_is_served
     node_ports_and_policies
     refused_without_endpoints_at_the_first_packet
     an_endpoint_change_reaches_new_connections_only
@@ -138,6 +140,36 @@ fn who_comes_by_the_bridge_is_a_pod(mode: Mode) {
             let (who, peer) = from.ask(vip).unwrap();
             assert_eq!((who.as_str(), peer.to_string().as_str()), ("p2", seen));
         }
+    }
+}
+
+/// Bridged packets meet no rules: a pod that reaches itself, and everybody who comes by a route, are
+/// served all the same. Where the kernel has no br_netfilter, it is told what is not.
+fn without_br_netfilter_what_is_routed_is_served(mode: Mode) {
+    let Some(mut lab) = Lab::in_mode("without_br_netfilter_what_is_routed_is_served", mode) else {
+        return;
+    };
+    let spec = "{type: NodePort, clusterIP: 172.30.0.41, clusterIPs: [172.30.0.41, \"fd00:172::41\"], ports: [{port: 80, nodePort: 30041}]}";
+    let p1 = [("10.180.0.1", "node"), ("fd00:180::1", "node")];
+    lab.write("web.yaml", &service("web", spec, &p1));
+    lab.start();
+    for family in ["iptables", "ip6tables"] {
+        let key = format!("net/bridge/bridge-nf-call-{family}");
+        if lab.node.kernel.set_sysctl(&key, "0").is_err() {
+            let told = lab.log_text();
+            let mut lines = told.lines().filter(|line| line.contains(&key));
+            let without = "a pod may not reach services whose endpoint is on the same bridge";
+            assert!(lines.any(|line| line.contains(without)), "{told}");
+        }
+    }
+    for (vip, node_port) in [
+        ("172.30.0.41:80", "192.168.0.2:30041"),
+        ("[fd00:172::41]:80", "[2001:db8::2]:30041"),
+    ] {
+        for from in [&lab.p1, &lab.node, &lab.p3, &lab.cli] {
+            assert_eq!(from.ask(vip).unwrap().0, "p1");
+        }
+        assert_eq!(lab.cli.ask(node_port).unwrap().0, "p1");
     }
 }
 

@@ -62,10 +62,7 @@ struct Plan {
 const LANES: &[Plan] = &[
     Plan {
         lane: Lane::Uml,
-        bare: &[(
-            "proxy/live",
-            &["iptables::who_comes_by_the_bridge", "iptables::cluster_ip"],
-        )],
+        bare: &[("proxy/live", &["iptables::without_br_netfilter"])],
         parts: &[
             ("ipvs", &[]),
             ("ipvs_filter", &["ipset"]),
@@ -83,6 +80,7 @@ const LANES: &[Plan] = &[
             (
                 "proxy/live",
                 &[
+                    "iptables::cluster_ip",
                     "iptables::node_ports",
                     "come_back_in_the_old",
                     "cleanup_in_the_old",
@@ -104,7 +102,7 @@ const LANES: &[Plan] = &[
         lane: Lane::Tcg,
         bare: &[
             ("policy/live", &["without_br_netfilter_bridges"]),
-            ("proxy/live", &["nftables::who_comes_by_the_bridge"]),
+            ("proxy/live", &["nftables::without_br_netfilter"]),
         ],
         parts: &[
             ("ipvs", &["--skip", "many_destinations"]),
