@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use linux::sysctl;
 
+use crate::backend::Mode;
 use crate::config::Config;
 use crate::config::file::Conntrack;
 use crate::config::time::GoDuration;
@@ -32,6 +33,8 @@ const RESERVED: &str = "net/ipv4/ip_local_reserved_ports";
 pub struct Needs {
     /// Node ports on 127.0.0.1.
     pub localhost: bool,
+    /// Rules that packets between ports of one bridge must meet.
+    pub bridged: bool,
     /// Connection tracking.
     pub conntrack: Conntrack,
     /// Processors.
@@ -44,6 +47,8 @@ impl Needs {
         let cores = std::thread::available_parallelism();
         Self {
             localhost,
+            // Mode ebpf translates at sockets and interfaces.
+            bridged: config.mode != Mode::Ebpf,
             conntrack: config.conntrack.clone(),
             cores: cores.map_or(1, |n| n.get() as u64),
         }
@@ -120,8 +125,13 @@ pub fn plan(needs: &Needs, read: impl Fn(&str) -> Option<String>, buckets: Optio
     }
     // Replies between two pods on one bridge must pass the rules that translate them back.
     for key in ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"] {
+        let key = format!("net/bridge/{key}");
         let without = "a pod may not reach services whose endpoint is on the same bridge";
-        want(&format!("net/bridge/{key}"), "1", without);
+        if needs.bridged && read(&key).is_none() {
+            let text = format!("{key} is not there (no br_netfilter): {without}");
+            plan.warnings.push(text);
+        }
+        want(&key, "1", without);
     }
     for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
         if read(key).is_some_and(|value| value == "0") {
@@ -235,6 +245,8 @@ mod tests {
             (UDP_STREAM, "120"),
             (PORT_RANGE, "32768\t60999"),
             (RESERVED, ""),
+            ("net/bridge/bridge-nf-call-iptables", "1"),
+            ("net/bridge/bridge-nf-call-ip6tables", "1"),
             ("net/ipv4/conf/all/route_localnet", "0"),
             ("net/ipv4/ip_forward", "1"),
             ("net/ipv6/conf/all/forwarding", "1"),
@@ -245,6 +257,7 @@ mod tests {
     fn needs() -> Needs {
         Needs {
             localhost: false,
+            bridged: true,
             conntrack: Conntrack::default(),
             cores: 2,
         }
@@ -339,6 +352,14 @@ mod tests {
             ("net/bridge/bridge-nf-call-iptables", "0"),
             ("net/ipv4/ip_forward", "0"),
         ];
+        let plan = check(&needs, &bare.into(), &["bridge-nf-call-iptables=1"]);
+        let [bridges, forwarding] = &plan.warnings[..] else {
+            panic!("{:?}", plan.warnings);
+        };
+        let expect = "net/bridge/bridge-nf-call-ip6tables is not there (no br_netfilter): ";
+        assert!(bridges.starts_with(expect), "{bridges}");
+        assert!(forwarding.contains("ip_forward"), "{forwarding}");
+        needs.bridged = false;
         let plan = check(&needs, &bare.into(), &["bridge-nf-call-iptables=1"]);
         assert_eq!(plan.warnings.len(), 1);
     }

@@ -105,7 +105,8 @@ fn containers_survive_a_killed_runtime() {
     assert_eq!(found, ["c", "d"]);
     let sandbox = again.sandboxes().unwrap().remove(0);
     assert!(sandbox.ready);
-    assert_eq!(exec(&bench, "c", "touch /tmp/go").0, 0);
+    // The container ends as soon as the file is there, maybe before the session that makes it.
+    exec(&bench, "c", "touch /tmp/go");
     assert_eq!(bench.exit("c").code, 9);
     assert_eq!(bench.log("c"), ["stdout: one", "stdout: two"]);
     assert_eq!(bench.exit("d").code, 137);
