@@ -78,14 +78,28 @@ pub async fn run(config: Config, file: Option<ConfigFile>, flags: &[String]) -> 
     let changed = file.map(ConfigFile::changed).transpose();
     let changed = changed.context("watch the file of --config")?;
     let local = Local::new(config.clone(), observe()?);
-    let planes = backend::open_with(config.mode, &config.ipvs, &config.ebpf, |of| {
-        local.settings(of)
-    })?;
+    let planes = open_planes(&config, &local);
+    let (messages, inbox) = mpsc::channel(MESSAGES_MAX);
+    let sink = |also| Sink {
+        messages: messages.clone(),
+        also,
+    };
+    // What is read meanwhile waits in the channel. With cluster DNS someone else is to hear of it
+    // first, who changes the node.
+    let mut source = Some(source);
+    let events_to = match &source {
+        Some(Source::ApiServer(client)) => Some(client.clone()),
+        _ => None,
+    };
+    if config.dns_ips.is_empty() && events_to.is_some() {
+        follow(source.take(), &config, sink(None))?;
+    }
+    let planes = planes.await.context("open the mode")??;
     let health = Arc::new(Health::new(config.sync_period * 2));
     let metrics = Arc::new(Metrics::new(config.mode));
-    let events = match &source {
-        Source::ApiServer(client) => Events::to(client.clone(), &config.node_name, metrics.clone()),
-        Source::Manifests(_) => Events::log_only(),
+    let events = match events_to {
+        Some(client) => Events::to(client, &config.node_name, metrics.clone()),
+        None => Events::log_only(),
     };
     let mut feed = None;
     let mut dns = None;
@@ -107,29 +121,44 @@ pub async fn run(config: Config, file: Option<ConfigFile>, flags: &[String]) -> 
     serve_pages(&config, &pages)?;
     prepare(&local);
 
-    let (messages, inbox) = mpsc::channel(MESSAGES_MAX);
     let (checks, updates) = mpsc::unbounded_channel();
     tokio::spawn(Servers::new(health.clone(), events.clone()).run(updates));
     let engine = start_engine(planes, local, inbox, health, metrics, events, checks)?;
-    let sink = Sink {
-        messages: messages.clone(),
-        also: feed.map(feeder),
-    };
     follow_addresses(messages.clone())?;
-    match source {
-        Source::Manifests(dir) => watch::manifests(&dir, sink)?,
-        Source::ApiServer(client) => {
-            let node = config.node_name.clone();
-            let for_dns = !config.dns_ips.is_empty();
-            tokio::spawn(async move { watch::api_server(client, &node, for_dns, sink).await });
-        }
-    }
+    follow(source, &config, sink(feed.map(feeder)))?;
     stopped(&engine, changed).await?;
     let _gone = messages.try_send(Message::Stop);
     drop(messages);
     let deadline = Instant::now() + STOP_TIMEOUT;
     while !engine.is_finished() && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
+
+/// The planes of a mode, one for each family.
+type Planes = Vec<(Family, Box<dyn Backend>)>;
+
+/// Opens the mode on a thread of its own: mode ebpf has the kernel check its programs meanwhile, which
+/// takes as long as reading a large cluster's services.
+fn open_planes(config: &Config, local: &Local) -> tokio::task::JoinHandle<Result<Planes>> {
+    let (mode, ipvs, ebpf) = (config.mode, config.ipvs.clone(), config.ebpf.clone());
+    let local = local.clone();
+    tokio::task::spawn_blocking(move || {
+        backend::open_with(mode, &ipvs, &ebpf, |of| local.settings(of))
+    })
+}
+
+/// Follows the objects of a source, unless somebody does already.
+fn follow(source: Option<Source>, config: &Config, sink: Sink) -> Result<()> {
+    match source {
+        None => {}
+        Some(Source::Manifests(dir)) => watch::manifests(&dir, sink)?,
+        Some(Source::ApiServer(client)) => {
+            let node = config.node_name.clone();
+            let for_dns = !config.dns_ips.is_empty();
+            tokio::spawn(async move { watch::api_server(client, &node, for_dns, sink).await });
+        }
     }
     Ok(())
 }
@@ -255,7 +284,7 @@ fn serve_pages(config: &Config, pages: &Pages) -> Result<()> {
 
 /// Starts the loop on a thread of its own, where waiting for a program harms nobody.
 fn start_engine(
-    planes: Vec<(Family, Box<dyn Backend>)>,
+    planes: Planes,
     local: Local,
     inbox: mpsc::Receiver<Message>,
     health: Arc<Health>,

@@ -15,6 +15,8 @@ mod sockets;
 /// What one mode has of its own.
 mod live {
     mod ebpf;
+    mod ebpf_layout;
+    mod ebpf_offloads;
     mod xdp;
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 
+const MAP_CREATE: u32 = 0;
 const MAP_LOOKUP_ELEM: u32 = 1;
 const MAP_UPDATE_ELEM: u32 = 2;
 const MAP_DELETE_ELEM: u32 = 3;
@@ -24,6 +25,9 @@ const MAP_DELETE_BATCH: u32 = 27;
 const LINK_CREATE: u32 = 28;
 const LINK_UPDATE: u32 = 29;
 const LINK_DETACH: u32 = 34;
+
+/// `BPF_NOEXIST`: only a new entry.
+const NO_EXIST: u64 = 1;
 
 /// Entries written by one call.
 const BATCH_MAX: usize = 16_384;
@@ -250,6 +254,29 @@ impl Map {
         })
     }
 
+    /// Makes a map that is like `info` in type, sizes and flags.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn create(info: &MapInfo, name: &str) -> Result<Self> {
+        let mut attr = Attr::new(&[
+            pair(info.kind, info.key_size),
+            pair(info.value_size, info.max_entries),
+            pair(info.flags, 0),
+        ]);
+        let fd =
+            bpf(MAP_CREATE, &mut attr).map_err(|e| Error::new(format!("make map {name}"), e))?;
+        Self::new(owned(fd), name)
+    }
+
+    /// Pins it.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn pin(&self, path: &Path) -> Result<()> {
+        pin(self.fd.as_fd(), path)
+    }
+
     /// What the kernel says of it.
     pub fn info(&self) -> &MapInfo {
         &self.info
@@ -259,7 +286,7 @@ impl Map {
         Error::new(format!("{op} map {}", self.name), error)
     }
 
-    fn check(&self, op: &str, key: &[u8], value: usize) -> Result<()> {
+    fn check(&self, key: &[u8], value: usize) -> io::Result<()> {
         let fits = key.len() == self.info.key_size as usize && value == self.value_len();
         if fits {
             return Ok(());
@@ -268,7 +295,7 @@ impl Map {
             "keys and values of {} and {value} bytes do not fit",
             key.len()
         );
-        Err(self.error(op, io::Error::other(text)))
+        Err(io::Error::other(text))
     }
 
     /// Bytes of a value as user space sees it: for maps with one for each CPU, all of them.
@@ -286,15 +313,32 @@ impl Map {
     /// # Errors
     /// The kernel's refusal; `E2BIG` or `ENOSPC` when the map is full.
     pub fn update(&self, key: &[u8], value: &[u8]) -> Result<()> {
-        self.check("write", key, value.len())?;
+        self.write(key, value, 0)
+            .map_err(|e| self.error("write", e))
+    }
+
+    /// Adds an entry; false when there is one of that key, which stays as it is.
+    ///
+    /// # Errors
+    /// As [`Map::update`].
+    pub fn add(&self, key: &[u8], value: &[u8]) -> Result<bool> {
+        match self.write(key, value, NO_EXIST) {
+            Ok(()) => Ok(true),
+            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            Err(e) => Err(self.error("write", e)),
+        }
+    }
+
+    fn write(&self, key: &[u8], value: &[u8], flags: u64) -> io::Result<()> {
+        self.check(key, value.len())?;
         let fd = u64::from(raw(self.fd.as_fd()));
         let mut patience = Patience::default();
         loop {
-            let mut attr = Attr::new(&[fd, address(key), address(value), 0]);
+            let mut attr = Attr::new(&[fd, address(key), address(value), flags]);
             match bpf(MAP_UPDATE_ELEM, &mut attr) {
                 Ok(_) => return Ok(()),
                 Err(e) if patience.has_waited(&e) => {}
-                Err(e) => return Err(self.error("write", e)),
+                Err(e) => return Err(e),
             }
         }
     }
@@ -304,7 +348,8 @@ impl Map {
     /// # Errors
     /// The kernel's refusal.
     pub fn delete(&self, key: &[u8]) -> Result<bool> {
-        self.check("delete from", key, self.value_len())?;
+        self.check(key, self.value_len())
+            .map_err(|e| self.error("delete from", e))?;
         let mut attr = Attr::new(&[u64::from(raw(self.fd.as_fd())), address(key)]);
         match bpf(MAP_DELETE_ELEM, &mut attr) {
             Ok(_) => Ok(true),
@@ -318,7 +363,8 @@ impl Map {
     /// # Errors
     /// The kernel's refusal.
     pub fn lookup(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        self.check("read", key, self.value_len())?;
+        self.check(key, self.value_len())
+            .map_err(|e| self.error("read", e))?;
         let mut value = vec![0; self.value_len()];
         let fd = u64::from(raw(self.fd.as_fd()));
         let mut attr = Attr::new(&[fd, address(key), address_mut(&mut value)]);

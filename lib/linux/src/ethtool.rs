@@ -1,6 +1,6 @@
-//! One setting of `ethtool`: whether a link fills in the checksums of TCP and UDP
-//! (`linux/ethtool.h`). By ioctl, since ethtool's netlink family came with kernel 5.6 and the
-//! setting is needed on kernels before that.
+//! Settings of `ethtool`: what a link does for packets that others do not have to do
+//! (`linux/ethtool.h`). By ioctl, since ethtool's netlink family came with kernel 5.6 and these are
+//! needed on kernels before that.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -13,8 +13,52 @@ use crate::link::NAME_BYTES_MAX;
 /// `SIOCETHTOOL` of `linux/sockios.h`.
 const SIOCETHTOOL: u16 = 0x8946;
 
-const ETHTOOL_GTXCSUM: u32 = 0x16;
-const ETHTOOL_STXCSUM: u32 = 0x17;
+/// Work that a link takes from the network stack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Offload {
+    /// Checking the checksums of what comes in.
+    RxChecksum,
+    /// Filling in the checksums of TCP and UDP.
+    TxChecksum,
+    /// Cutting TCP into segments, by the device.
+    Tso,
+    /// Cutting into segments, as late as can be.
+    Gso,
+    /// Joining segments that come in.
+    Gro,
+}
+
+impl Offload {
+    /// All.
+    pub const ALL: [Self; 5] = [
+        Self::RxChecksum,
+        Self::TxChecksum,
+        Self::Tso,
+        Self::Gso,
+        Self::Gro,
+    ];
+
+    /// `ETHTOOL_G..`, the request that reads it; the one that sets it is the next number.
+    fn request(self) -> u32 {
+        match self {
+            Self::RxChecksum => 0x14,
+            Self::TxChecksum => 0x16,
+            Self::Tso => 0x1e,
+            Self::Gso => 0x23,
+            Self::Gro => 0x2b,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::RxChecksum => "check of checksums",
+            Self::TxChecksum => "checksum offload",
+            Self::Tso => "TCP segmentation",
+            Self::Gso => "late segmentation",
+            Self::Gro => "joining of segments",
+        }
+    }
+}
 
 /// `struct ethtool_value`.
 #[repr(C)]
@@ -28,14 +72,20 @@ struct Value {
 /// # Errors
 /// No such link, or a kind that has no such notion.
 pub fn tx_checksum(link: &str) -> Result<bool> {
+    has(link, Offload::TxChecksum)
+}
+
+/// Whether `link` (in the calling thread's network namespace) does such work.
+///
+/// # Errors
+/// No such link, or a kind that has no such notion.
+pub fn has(link: &str, offload: Offload) -> Result<bool> {
     let mut value = Value {
-        cmd: ETHTOOL_GTXCSUM,
+        cmd: offload.request(),
         data: 0,
     };
-    request(link, &mut value).map_err(|e| {
-        let op = format!("read the checksum offload of {link}");
-        Error::new(op, e)
-    })?;
+    request(link, &mut value)
+        .map_err(|e| Error::new(format!("read the {} of {link}", offload.name()), e))?;
     Ok(value.data != 0)
 }
 
@@ -44,13 +94,21 @@ pub fn tx_checksum(link: &str) -> Result<bool> {
 /// # Errors
 /// As [`tx_checksum`].
 pub fn set_tx_checksum(link: &str, on: bool) -> Result<()> {
+    set(link, Offload::TxChecksum, on)
+}
+
+/// Has `link` do such work, or not.
+///
+/// # Errors
+/// As [`has`].
+pub fn set(link: &str, offload: Offload, on: bool) -> Result<()> {
     let mut value = Value {
-        cmd: ETHTOOL_STXCSUM,
+        cmd: offload.request() + 1,
         data: u32::from(on),
     };
     request(link, &mut value).map_err(|e| {
         let word = if on { "on" } else { "off" };
-        Error::new(format!("set the checksum offload of {link} {word}"), e)
+        Error::new(format!("set the {} of {link} {word}", offload.name()), e)
     })
 }
 

@@ -36,7 +36,7 @@ const EMPTY: &str =
 const RESTARTS: usize = 20;
 const CHANGES: usize = 200;
 
-fn lab(name: &str) -> Option<Lab> {
+pub(super) fn lab(name: &str) -> Option<Lab> {
     Lab::new(name).map(Lab::with_sockets)
 }
 

@@ -1,7 +1,7 @@
 //! The doing: one family's entries in the maps, and what both families share.
 
 use linux::nftables::Notice;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -21,6 +21,11 @@ use super::{Place, links, stats};
 use crate::backend::{Backend, MoreMetrics, Report, Settings};
 use crate::model::{Decisions, PortName};
 use crate::store::PortChange;
+
+/// How often entries are copied from maps of other sizes before the programs change, and how few new
+/// ones are left to the copy after that.
+const COPIES: usize = 8;
+const COPIES_REST: usize = 64;
 
 /// What both families share: the programs, and the maps about the node.
 pub struct Shared {
@@ -166,9 +171,17 @@ impl Shared {
 
     /// After the first sync of all families: our programs take over.
     fn go_live(&mut self) -> Result<()> {
-        let taken = self.object.take_over(&self.maps)?;
+        self.object.tell_not_understood()?;
+        let mut copied = HashSet::new();
+        for _ in 0..COPIES {
+            if self.object.copy_new(&self.maps, &mut copied)? < COPIES_REST {
+                break;
+            }
+        }
         self.look_at_node(true)?;
         links::attach_sockets(&mut self.object, &self.cgroup)?;
+        self.object.copy_new(&self.maps, &mut copied)?;
+        let taken = copied.len();
         self.live = true;
         self.object.forget_other_layouts();
         tracing::info!(
@@ -290,6 +303,11 @@ impl Backend for Plane {
             }
             None => {
                 let mut known = observe(&self.maps, self.family() == Family::V4)?;
+                let shared = lock(&self.shared);
+                if !shared.live {
+                    known.keep_numbers(&shared.object.numbers);
+                }
+                drop(shared);
                 (diff::full(&self.desired, &mut known), known, true)
             }
         };

@@ -14,6 +14,7 @@ use ebpf_common::abi::{
 };
 
 use super::desired::Desired;
+use super::migrate::Numbers;
 use super::plan::{PortPlan, range_key};
 use super::table::{self, KnownTable};
 use crate::model::PortName;
@@ -165,9 +166,19 @@ pub struct Known {
     pub ids: BTreeMap<PortName, u32>,
     /// Where the search for a free number goes on.
     next: u32,
+    /// Numbers that services have elsewhere, and are to have here.
+    elsewhere: Numbers,
+    /// All of these: nobody else is given one.
+    reserved: BTreeSet<u32>,
 }
 
 impl Known {
+    /// Services that have these numbers in maps of another layout are to have them here.
+    pub fn keep_numbers(&mut self, numbers: &Numbers) {
+        self.elsewhere.clone_from(numbers);
+        self.reserved = numbers.values().copied().collect();
+    }
+
     /// A number for a port. Numbers of IPv4 are even, those of IPv6 odd, so that both families
     /// share the maps.
     fn id(&mut self, name: &PortName, odd: u32) -> u32 {
@@ -178,7 +189,7 @@ impl Known {
         loop {
             self.next = self.next.wrapping_add(2).max(2);
             let id = self.next & !1 | odd;
-            if !self.services.contains_key(&id) {
+            if !self.services.contains_key(&id) && !self.reserved.contains(&id) {
                 self.ids.insert(name.clone(), id);
                 self.services.insert(id, KnownService::default());
                 return id;
@@ -192,16 +203,17 @@ pub fn full(desired: &Desired, known: &mut Known) -> Change {
     known.ids.clear();
     let mut taken = BTreeSet::new();
     for (name, plan) in desired.ports() {
-        let by_address = plan
-            .frontends
-            .keys()
-            .filter(|key| desired.owner(key).is_some_and(|(owner, _)| owner == name));
-        let known_ids = by_address.filter_map(|key| known.frontends.get(key));
-        let id = known_ids
+        let own = plan.frontends.keys();
+        let own = own.filter(|key| desired.owner(key).is_some_and(|(owner, _)| owner == name));
+        let here = own.clone().filter_map(|key| known.frontends.get(key));
+        let here = here
             .map(|frontend| frontend.service)
             .find(|id| known.services.contains_key(id) && !taken.contains(id));
+        let mut elsewhere = own.filter_map(|key| known.elsewhere.get(key).copied());
+        let id = here.or_else(|| elsewhere.find(|id| !known.services.contains_key(id)));
         if let Some(id) = id {
             taken.insert(id);
+            known.services.entry(id).or_default();
             known.ids.insert(name.clone(), id);
         }
     }

@@ -12,6 +12,7 @@ pub mod clsact;
 pub mod desired;
 pub mod diff;
 pub mod links;
+pub mod migrate;
 pub mod node;
 pub mod object;
 pub mod observe;

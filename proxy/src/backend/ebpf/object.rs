@@ -1,10 +1,13 @@
 //! The programs and maps in the kernel: loading, adopting what an earlier process pinned, and
 //! taking over its flows where sizes or layouts differ.
 
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
-use std::os::fd::{AsFd, OwnedFd};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -16,6 +19,8 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use super::diff::MapName;
+use super::migrate::{self, MAPS, Numbers, TAKEN_OVER};
+use super::observe::entries;
 use super::sizes::{Sizes, memory};
 use super::{Attach, Place, clsact};
 
@@ -25,8 +30,8 @@ pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../ebpf/
 /// Directory below the node's, with the links.
 const LINKS: &str = "links";
 
-/// First letters of directories with maps.
-const MAPS: &str = "maps-";
+/// Programs that the kernel checks at a time.
+const LOADERS: usize = 2;
 
 /// How long a process that was told to end may take until the next one gives up, and how often that
 /// one looks.
@@ -35,9 +40,6 @@ const LOCK_REST: Duration = Duration::from_millis(20);
 
 /// How often it is looked whether a process has ended whose pins are to go.
 const IN_USE_REST: Duration = Duration::from_millis(500);
-
-/// Maps whose entries are taken over from an earlier layout, as far as keys and values are as long.
-const TAKEN_OVER: [&str; 3] = ["FLOWS", "SOCKETS", "AFFINITIES"];
 
 /// Every map that user space reads or writes.
 pub(super) const ALL: [&str; 16] = [
@@ -99,6 +101,8 @@ pub struct Object {
     pub attach: Attach,
     /// Maps of an earlier process were found and are used on.
     pub adopted: bool,
+    /// Numbers that services have in maps of other layouts.
+    pub numbers: Numbers,
     /// Held as long as this process serves.
     _lock: Flock<File>,
 }
@@ -122,6 +126,7 @@ pub fn open(place: &Place) -> Result<(Object, Maps)> {
         fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
     }
     let adopted = maps_dir.join("SERVICES").exists();
+    let numbers = adopt(&other_layouts(&dir, &maps_dir), &maps_dir, &sizes)?;
     let mut loader = EbpfLoader::new();
     // Nothing in the programs is relocated by the kernel's types, which take a second to read.
     loader.btf(None).default_map_pin_directory(&maps_dir);
@@ -151,6 +156,7 @@ pub fn open(place: &Place) -> Result<(Object, Maps)> {
             }
         }),
         adopted,
+        numbers,
         _lock: lock,
     };
     Ok((object, Maps(maps)))
@@ -212,23 +218,45 @@ fn try_lock(dir: &Path) -> Result<Locked> {
     }
 }
 
-/// Loads all programs but that for XDP, which not everybody wants; says of each that the kernel
-/// refuses why.
+/// Loads all programs but that for XDP, which not everybody wants: several at a time, as the kernel
+/// takes long to check each. Says of each that it refuses why.
 fn load(ebpf: &mut Ebpf) -> Result<()> {
-    let mut refused = Vec::new();
-    for (name, program) in ebpf.programs_mut() {
-        let result = match program {
-            Program::CgroupSockAddr(program) => program.load(),
-            Program::SchedClassifier(program) => program.load(),
-            _ => continue,
-        };
-        if let Err(error) = result {
-            refused.push(format!("{name}: {}", chain(&error)));
+    let waiting = Mutex::new(ebpf.programs_mut());
+    let next = || {
+        waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .next()
+    };
+    let work = || {
+        let mut refused = Vec::new();
+        while let Some((name, program)) = next() {
+            let result = match program {
+                Program::CgroupSockAddr(program) => program.load(),
+                Program::SchedClassifier(program) => program.load(),
+                _ => continue,
+            };
+            if let Err(error) = result {
+                refused.push(format!("{name}: {}", chain(&error)));
+            }
         }
-    }
+        refused
+    };
+    let mut refused = std::thread::scope(|scope| {
+        let others: Vec<_> = (1..LOADERS).map(|_| scope.spawn(work)).collect();
+        let mut refused = work();
+        for other in others {
+            match other.join() {
+                Ok(more) => refused.extend(more),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        refused
+    });
     if refused.is_empty() {
         return Ok(());
     }
+    refused.sort_unstable();
     bail!("the kernel refuses programs: {}", refused.join("; "))
 }
 
@@ -278,32 +306,53 @@ impl Object {
         &mut self.ebpf
     }
 
-    /// Takes over what running connections need from maps of another layout; called before the
-    /// links are led to our programs. Returns how many entries.
+    /// Copies what running connections need from maps of other sizes. What was copied already, as `copied`
+    /// says, is not copied again: called before the links are led to our programs until nearly nothing
+    /// is new, and once when they are. Returns how many entries were new.
     ///
     /// # Errors
     /// The kernel's refusal.
-    pub fn take_over(&self, maps: &Maps) -> linux::Result<usize> {
-        let mut taken = 0;
+    pub fn copy_new(&self, maps: &Maps, copied: &mut HashSet<u64>) -> linux::Result<usize> {
+        let mut new = 0;
         for old in self.other_layouts() {
+            if !migrate::is_understood(version(&old)) {
+                continue;
+            }
             for name in TAKEN_OVER {
-                let Ok(fd) = bpf::open_pinned(&old.join(name)) else {
-                    continue;
-                };
-                taken += copy(fd, name, maps.get(name))?;
+                if let Some(from) = open_map(&old, name)? {
+                    new += copy(&from, name, maps.get(name), copied)?;
+                }
             }
         }
-        Ok(taken)
+        Ok(new)
     }
 
-    /// Directories with maps of other layouts.
+    /// Tells of maps whose layout is not understood. Connections that only they know are not served.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn tell_not_understood(&self) -> linux::Result<()> {
+        for old in self.other_layouts() {
+            if migrate::is_understood(version(&old)) {
+                continue;
+            }
+            let mut lost = Vec::new();
+            for name in TAKEN_OVER {
+                if let Some(map) = open_map(&old, name)? {
+                    lost.push(format!("{name} {}", map.count()?));
+                }
+            }
+            tracing::warn!(
+                "{}: of a layout that this version does not know, perhaps of a newer one: what it remembers of running connections is lost ({})",
+                old.display(),
+                lost.join(", ")
+            );
+        }
+        Ok(())
+    }
+
     fn other_layouts(&self) -> Vec<PathBuf> {
-        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
-        let is_other = |path: &PathBuf| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            name.starts_with(MAPS) && *path != self.maps_dir
-        };
-        entries.map(|entry| entry.path()).filter(is_other).collect()
+        other_layouts(&self.dir, &self.maps_dir)
     }
 
     /// Takes away maps of other layouts, which no program uses any more.
@@ -316,19 +365,83 @@ impl Object {
     }
 }
 
-fn copy(from: OwnedFd, name: &str, to: &Map) -> linux::Result<usize> {
-    let from = Map::new(from, name)?;
-    let (old, new) = (from.info(), to.info());
-    if (old.key_size, old.value_size) != (new.key_size, new.value_size) {
-        return Ok(0);
+/// Directories with maps of other layouts.
+fn other_layouts(dir: &Path, ours: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let is_other = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with(MAPS) && path != ours
+    };
+    entries.map(|entry| entry.path()).filter(is_other).collect()
+}
+
+/// The version of a directory's layout.
+fn version(dir: &Path) -> Option<u32> {
+    migrate::version(&dir.file_name()?.to_string_lossy())
+}
+
+/// A pinned map; `None`: there is none of that name.
+fn open_map(dir: &Path, name: &str) -> linux::Result<Option<Map>> {
+    match bpf::open_pinned(&dir.join(name)) {
+        Ok(fd) => Map::new(fd, name).map(Some),
+        Err(e) if e.is_not_found() => Ok(None),
+        Err(e) => Err(e),
     }
-    let mut copied = 0;
-    for (key, value) in from.entries()? {
-        if to.update(&key, &value).is_ok() {
-            copied += 1;
+}
+
+/// Uses maps of other layouts on that are as ours would be, and reads under which numbers services are
+/// known there.
+fn adopt(others: &[PathBuf], maps_dir: &Path, sizes: &Sizes) -> linux::Result<Numbers> {
+    let mut numbers = Numbers::new();
+    for old in others
+        .iter()
+        .filter(|dir| migrate::is_understood(version(dir)))
+    {
+        let mut theirs = BTreeMap::new();
+        for name in migrate::names().filter(|name| !maps_dir.join(name).exists()) {
+            if let Some(map) = open_map(old, name)? {
+                theirs.insert(name, map);
+            }
+        }
+        let infos = theirs.iter().map(|(name, map)| (*name, *map.info()));
+        for name in migrate::shared(&infos.collect(), sizes) {
+            if let Some(map) = theirs.get(name) {
+                map.pin(&maps_dir.join(name))?;
+            }
+        }
+        if let Some(map) = open_map(old, "FRONTENDS")? {
+            numbers.append(&mut migrate::numbers(entries(&map)?));
         }
     }
-    Ok(copied)
+    Ok(numbers)
+}
+
+fn copy(from: &Map, name: &str, to: &Map, copied: &mut HashSet<u64>) -> linux::Result<usize> {
+    let (old, new) = (from.info(), to.info());
+    if old.id == new.id {
+        return Ok(0);
+    }
+    if (old.key_size, old.value_size) != (new.key_size, new.value_size) {
+        tracing::warn!("{name}: entries of another length are not taken over");
+        return Ok(0);
+    }
+    let mut fresh = Vec::new();
+    from.read_many(|key, value| {
+        if copied.insert(hash(name, key)) {
+            fresh.push((key.to_vec(), value.to_vec()));
+        }
+    })?;
+    for (key, value) in &fresh {
+        to.add(key, value)?;
+    }
+    Ok(fresh.len())
+}
+
+/// Stands for an entry: a set of keys would take as much memory as the map.
+fn hash(name: &str, key: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (name, key).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// What to do when a live process serves with the pins that are to go.
