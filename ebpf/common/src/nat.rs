@@ -38,6 +38,9 @@ pub const UDP_TIMEOUT_NS: u64 = 120_000_000_000;
 /// A TCP connection of which both ends have said that it ends (conntrack's time wait).
 pub const CLOSED_TIMEOUT_NS: u64 = 120_000_000_000;
 
+/// A TCP connection that was never answered is over (nanoseconds; conntrack's `tcp_timeout_syn_sent`).
+pub const UNANSWERED_TIMEOUT_NS: u64 = 120_000_000_000;
+
 /// A TCP connection without packets is over (nanoseconds; a day, twelve keep-alives).
 pub const TCP_TIMEOUT_NS: u64 = 86_400_000_000_000;
 
@@ -167,10 +170,14 @@ pub fn is_closed(state: u32) -> bool {
 #[inline(always)]
 pub fn is_over(flow: &Flow, is_udp: bool, now_ns: u64) -> bool {
     let age = now_ns.saturating_sub(flow.seen_ns);
-    age > match (is_udp, is_closed(flow.state)) {
-        (true, _) => UDP_TIMEOUT_NS,
-        (false, true) => CLOSED_TIMEOUT_NS,
-        (false, false) => TCP_TIMEOUT_NS,
+    age > if is_udp {
+        UDP_TIMEOUT_NS
+    } else if is_closed(flow.state) {
+        CLOSED_TIMEOUT_NS
+    } else if flow.state & STATE_ANSWERED == 0 {
+        UNANSWERED_TIMEOUT_NS
+    } else {
+        TCP_TIMEOUT_NS
     }
 }
 

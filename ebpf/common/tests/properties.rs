@@ -243,6 +243,24 @@ fn without_a_free_port_a_packet_is_dropped_and_a_finished_one_makes_room() {
 }
 
 #[test]
+fn a_connection_that_nobody_answers_holds_its_port_for_minutes_only() {
+    use ebpf_common::nat::{TCP_TIMEOUT_NS, UNANSWERED_TIMEOUT_NS};
+    for (answered, time_out) in [(true, TCP_TIMEOUT_NS), (false, UNANSWERED_TIMEOUT_NS)] {
+        let world = World::new(1, 1, true);
+        world.take_all_ports(&pod(0), TCP);
+        if answered {
+            world.answer_all();
+        }
+        world.pass(time_out);
+        let dropped = world.trip(&client(1), &frontend(), TCP, SYN);
+        assert_eq!(dropped, Err(event::DROP_PORTS), "{answered}");
+        world.pass(1);
+        let trip = world.trip(&client(1), &frontend(), TCP, SYN);
+        assert!(trip.is_ok(), "{answered}");
+    }
+}
+
+#[test]
 fn where_all_ports_are_taken_one_whose_connection_has_ended_is_used_again() {
     let world = World::new(1, 1, true);
     world.take_all_ports(&pod(0), TCP);

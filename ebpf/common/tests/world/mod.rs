@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use ebpf_common::abi::{
     Addr, Affinity, AffinityKey, Config, Endpoint, FLAG_MEMBERS, FLOW_MASQUERADED, FLOW_REPLY,
     Flow, FlowKey, Frontend, FrontendKey, KIND_EXTERNAL, MemberKey, NODE_PORTS, PATH_CLUSTER,
-    PATH_MASQUERADE, PATH_REJECT, PLACES, Port, RangeKey, STATE_FIN_CLIENT, STATE_FIN_SERVER,
-    Service, SlotKey, TCP, TableKey, UDP, v4,
+    PATH_MASQUERADE, PATH_REJECT, PLACES, Port, RangeKey, STATE_ANSWERED, STATE_FIN_CLIENT,
+    STATE_FIN_SERVER, Service, SlotKey, TCP, TableKey, UDP, v4,
 };
 use ebpf_common::maglev::{Turn, fill};
 use ebpf_common::nat::{Action, Flows, PORT_FIRST, PORTS, Work, egress, ingress};
@@ -162,9 +162,18 @@ impl World {
 
     /// Both ends of every connection say that it ends.
     pub(crate) fn end_all(&self) {
+        self.touch_all(STATE_FIN_CLIENT | STATE_FIN_SERVER);
+    }
+
+    /// Every connection is answered.
+    pub(crate) fn answer_all(&self) {
+        self.touch_all(STATE_ANSWERED);
+    }
+
+    fn touch_all(&self, state: u32) {
         let keys: Vec<FlowKey> = self.flows.borrow().keys().copied().collect();
         for key in keys {
-            self.touch(&key, self.now_ns.get(), STATE_FIN_CLIENT | STATE_FIN_SERVER);
+            self.touch(&key, self.now_ns.get(), state);
         }
     }
 
