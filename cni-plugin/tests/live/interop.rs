@@ -94,6 +94,25 @@ fn call(node: &Node, list: &ConfList, at: usize, verb: &str, pod: &Pod, input: &
     text
 }
 
+/// ADD of each plugin of the list; the last one's result.
+fn add(node: &Node, list: &ConfList, pod: &Pod, offered: &Map<String, Value>) -> AddResult {
+    let mut previous: Option<AddResult> = None;
+    for at in 0..list.plugins.len() {
+        let input = list.plugin_input(at, offered, previous.as_ref());
+        let text = call(node, list, at, "ADD", pod, &input);
+        previous = Some(serde_json::from_str(&text).unwrap());
+    }
+    previous.unwrap()
+}
+
+/// DEL of each plugin of the list, the last one first.
+fn del(node: &Node, list: &ConfList, pod: &Pod, offered: &Map<String, Value>, last: &AddResult) {
+    for at in (0..list.plugins.len()).rev() {
+        let input = list.plugin_input(at, offered, Some(last));
+        call(node, list, at, "DEL", pod, &input);
+    }
+}
+
 #[test]
 fn reference_plugins_chain_behind_ours() {
     let test = "reference_plugins_chain_behind_ours";
@@ -131,28 +150,89 @@ fn reference_plugins_chain_behind_ours() {
     }))
     .unwrap();
     let pod = Pod::new("pod");
-    let mut previous: Option<AddResult> = None;
-    for at in 0..list.plugins.len() {
-        let input = list.plugin_input(at, &offered, previous.as_ref());
-        let text = call(&node, &list, at, "ADD", &pod, &input);
-        previous = Some(serde_json::from_str(&text).unwrap());
-    }
-    let last = previous.unwrap();
+    let last = add(&node, &list, &pod, &offered);
     assert_eq!(last.addresses_of("eth0").len(), 1);
     assert_eq!(pod.kernel().link("eth0").unwrap().unwrap().mtu, 1400);
     // Ours is first on the way in and last on the way out.
     let input = list.plugin_input(0, &offered, Some(&last));
     call(&node, &list, 0, "CHECK", &pod, &input);
-    for at in (0..list.plugins.len()).rev() {
-        call(
-            &node,
-            &list,
-            at,
-            "DEL",
-            &pod,
-            &list.plugin_input(at, &offered, Some(&last)),
-        );
-    }
+    del(&node, &list, &pod, &offered, &last);
     assert!(node.leases().is_empty());
     assert_eq!(node.links(), ["cni0", "lo"]);
+}
+
+/// What a command that only looks says in a namespace; `None`: the kernel lacks what it asks for.
+fn look(netns: &linux::NetNs, command: &str) -> Option<String> {
+    let mut words = command.split(' ');
+    let exec = Exec::new(words.next().unwrap()).args(words);
+    let output = netns.run(|| exec.output()).unwrap().unwrap();
+    output.status.success().then(|| output.text())
+}
+
+/// Each of those that need nothing but a kernel, behind ours: it has done what it is for.
+#[test]
+fn each_reference_plugin_does_its_work_behind_ours() {
+    let test = "each_reference_plugin_does_its_work_behind_ours";
+    // Whose work, whether the kernel has what it takes, what the work looks like.
+    for (kind, more, can, seen) in [
+        (
+            "firewall",
+            json!({"backend": "iptables"}),
+            "iptables -t filter -S",
+            ["node", "iptables -S CNI-FORWARD", "-d 10.244.7.2/32"],
+        ),
+        (
+            "sbr",
+            json!({}),
+            "ip rule",
+            ["pod", "ip rule", "from 10.244.7.2"],
+        ),
+        (
+            "vrf",
+            json!({"vrfname": "blue"}),
+            "ip link add probe type vrf table 77",
+            ["pod", "ip -o link show master blue", "eth0"],
+        ),
+    ] {
+        let Some(node) = Node::new(test, &[V4]) else {
+            return;
+        };
+        if !Path::new(REFERENCE).join(kind).exists() {
+            println!(
+                "SKIPPED {test}: {REFERENCE}/{kind} is not installed (containernetworking-plugins)"
+            );
+            return;
+        }
+        if look(&Pod::new("probe").netns, can).is_none() {
+            println!("SKIPPED {test} ({kind}): this kernel refuses: {can}");
+            continue;
+        }
+        let mut other = json!({"type": kind});
+        other
+            .as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        let list = json!({"cniVersion": "1.0.0", "name": "pods", "plugins": [node.conf(), other]});
+        let list = ConfList::parse(&list.to_string()).unwrap();
+        let (pod, none) = (Pod::new("pod"), Map::new());
+        let last = add(&node, &list, &pod, &none);
+        let [place, command, expect] = seen;
+        let netns = if place == "pod" {
+            &pod.netns
+        } else {
+            &node.netns
+        };
+        let said = look(netns, command).unwrap_or_default();
+        assert!(said.contains(expect), "{kind}: {command}: {said}");
+        // The other two move the pod's routes to tables of their own, where CHECK does not look for them.
+        if kind == "firewall" {
+            let input = list.plugin_input(0, &none, Some(&last));
+            call(&node, &list, 0, "CHECK", &pod, &input);
+        }
+        del(&node, &list, &pod, &none, &last);
+        let said = look(netns, command).unwrap_or_default();
+        assert!(!said.contains(expect), "{kind}: {command}: {said}");
+        assert!(node.leases().is_empty());
+        assert_eq!(node.links(), ["cni0", "lo"]);
+    }
 }
