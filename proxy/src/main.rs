@@ -31,24 +31,18 @@ fn start(args: &Args, words: &[String]) -> Result<()> {
         Some((_, settings)) => settings.clone(),
         None => args.configuration(),
     };
-    let mut chosen = None;
+    let mut why_not_nftables = None;
+    let mut is_default = false;
     if args.write_config_to.is_none() && !args.dump && is_auto(&settings.mode) {
         let (mode, why) = backend::choose();
         mode.name().clone_into(&mut settings.mode);
-        chosen = Some((mode, why));
+        (is_default, why_not_nftables) = (true, why);
     }
     let hostname = nix::unistd::gethostname().unwrap_or_default();
     let config = Config::new(args, settings, &hostname.to_string_lossy())?;
     init_log(&config.log_filter(args.log_level.as_deref()))?;
     tell_without_effect(args, words);
-    if let Some((mode, why)) = chosen {
-        if let Some(why) = why {
-            tracing::warn!("mode {}, since nftables does not work: {why}", mode.name());
-        }
-        let ebpf = backend::ebpf::probe::probe(&config.ebpf);
-        let why_not = ebpf.why_not_chosen();
-        tracing::info!("mode {}, the default; mode ebpf {why_not}", mode.name());
-    }
+    let choice = is_default.then_some(why_not_nftables);
     if let Some(path) = &args.write_config_to {
         return std::fs::write(path, config.settings.to_yaml())
             .with_context(|| format!("--write-config-to {}", path.display()));
@@ -61,13 +55,15 @@ fn start(args: &Args, words: &[String]) -> Result<()> {
         return run::cleanup(&config);
     }
     if args.init_only {
+        run::tell_choice(&config, &choice);
         return run::init(&config);
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("start")?;
-    let result = runtime.block_on(run::run(config, file.map(|(file, _)| file), words));
+    let file = file.map(|(file, _)| file);
+    let result = runtime.block_on(run::run(config, choice, file, words));
     // Threads that wait for files or programs do not hold up the end.
     runtime.shutdown_background();
     result

@@ -67,16 +67,38 @@ impl Source {
     }
 }
 
+/// Why the default mode is not nftables, where it is not; nothing where a mode was asked for.
+pub type Choice = Option<Option<String>>;
+
+/// Tells which mode was chosen where none was asked for, and what keeps the others from it.
+pub fn tell_choice(config: &Config, choice: &Choice) {
+    let Some(why_not_nftables) = choice else {
+        return;
+    };
+    let mode = config.mode.name();
+    if let Some(why) = why_not_nftables {
+        tracing::warn!("mode {mode}, since nftables does not work: {why}");
+    }
+    let why_not_ebpf = backend::ebpf::probe::probe(&config.ebpf).why_not_chosen();
+    tracing::info!("mode {mode}, the default; mode ebpf {why_not_ebpf}");
+}
+
 /// Runs until SIGTERM or SIGINT. The rules stay.
 ///
 /// # Errors
 /// Something that is needed from the start is not there.
-pub async fn run(config: Config, file: Option<ConfigFile>, flags: &[String]) -> Result<()> {
+pub async fn run(
+    config: Config,
+    choice: Choice,
+    file: Option<ConfigFile>,
+    flags: &[String],
+) -> Result<()> {
     // First what may be wrong in the flags, or with the mode on this kernel, so that a refusal has
     // changed nothing on the node.
     let source = Source::open(&config.from, config.server.as_deref()).await?;
     let changed = file.map(ConfigFile::changed).transpose();
     let changed = changed.context("watch the file of --config")?;
+    tell_choice(&config, &choice);
     let local = Local::new(config.clone(), observe()?);
     let planes = open_planes(&config, &local);
     let (messages, inbox) = mpsc::channel(MESSAGES_MAX);

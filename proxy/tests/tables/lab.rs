@@ -12,6 +12,8 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Child;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use api::cidr::{Family, parse_ip};
 use ebpf_common::xdp::event as xdp_event;
@@ -47,6 +49,23 @@ pub(crate) fn mapped(text: &str, family: Family) -> String {
     }
 }
 
+/// Source ports, each used once in a lab, so that no connection meets another's state.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Ports(Arc<AtomicU16>);
+
+impl Ports {
+    /// What the kernel chooses from in a lab (both families).
+    const KERNEL: &str = "61000 65535";
+    /// Below that, above all ports of the tables.
+    const FIRST: u16 = 33_000;
+    const N: u16 = 61_000 - Self::FIRST;
+
+    /// The next one.
+    pub(crate) fn next(&self) -> u16 {
+        Self::FIRST + self.0.fetch_add(1, Ordering::Relaxed) % Self::N
+    }
+}
+
 /// All namespaces, and the proxy on the node.
 pub(crate) struct Lab {
     pub(crate) node: Site,
@@ -58,6 +77,8 @@ pub(crate) struct Lab {
     pub(crate) void: Site,
     /// All addresses of the node.
     pub(crate) own: Vec<IpAddr>,
+    /// Source ports of what is asked here.
+    pub(crate) ports: Ports,
     pub(crate) dir: tempfile::TempDir,
     families: Vec<Family>,
     pod_link: String,
@@ -83,6 +104,7 @@ impl Lab {
             bad: Site::new("bad"),
             void: Site::new("void"),
             own: Vec::new(),
+            ports: Ports::default(),
             dir: tempfile::tempdir().unwrap(),
             families,
             pod_link: "cni0".to_owned(),
@@ -91,6 +113,13 @@ impl Lab {
         };
         for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
             lab.node.kernel.set_sysctl(key, "1").unwrap();
+        }
+        let pods = lab.pods.iter_mut().map(|(_, site)| site);
+        let others = [&mut lab.node, &mut lab.loc, &mut lab.rem, &mut lab.cli];
+        let rest = [&mut lab.bad, &mut lab.void];
+        for site in pods.chain(others).chain(rest) {
+            let key = "net/ipv4/ip_local_port_range";
+            site.kernel.set_sysctl(key, Ports::KERNEL).unwrap();
         }
         let node_ips: Vec<IpAddr> = settings.iter().flat_map(|(_, s)| s.ips()).collect();
         lab.outside(&node_ips);

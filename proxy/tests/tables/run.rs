@@ -26,9 +26,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const TRIES_MIN: usize = 6;
 const TRIES_MAX: usize = 60;
 
-/// Source ports are used once in a run, so that no connection meets another's state.
-static PORT: AtomicU16 = AtomicU16::new(0);
-
 /// Addresses of markers.
 static MARKER: AtomicU16 = AtomicU16::new(0);
 
@@ -324,7 +321,7 @@ impl Runner<'_> {
         };
         loop {
             let probe = Probe {
-                source: SocketAddr::new(source, port()),
+                source: SocketAddr::new(source, self.lab.ports.next()),
                 to: vip,
                 protocol: Protocol::Tcp,
                 fence,
@@ -375,13 +372,14 @@ impl Runner<'_> {
         } else {
             source
         };
+        let ports = self.lab.ports.clone();
         let asked = self.site(site).run(move || {
             let mut answers = Vec::new();
             let mut last = probe;
             let single = probe.fence.is_some();
             for n in 1..=most {
                 last = Probe {
-                    source: SocketAddr::new(bind, port()),
+                    source: SocketAddr::new(bind, ports.next()),
                     ..probe
                 };
                 let answer = last.run();
@@ -451,7 +449,7 @@ impl Runner<'_> {
 
     fn ask_once(&self, row: &Row, client: IpAddr) -> BTreeSet<String> {
         let probe = Probe {
-            source: SocketAddr::new(client, port()),
+            source: SocketAddr::new(client, self.lab.ports.next()),
             to: row.destination,
             protocol: row.protocol,
             fence: None,
@@ -526,11 +524,4 @@ fn unspecified(ip: IpAddr) -> IpAddr {
 /// Who always answers.
 fn fence(family: Family) -> SocketAddr {
     SocketAddr::new(parse_ip(&mapped(FENCE, family)).unwrap(), FENCE_PORT)
-}
-
-fn port() -> u16 {
-    // Below the kernel's own choices, above all ports of the tables.
-    const FIRST: u16 = 33_000;
-    const N: u16 = 32_000;
-    FIRST + PORT.fetch_add(1, Ordering::Relaxed) % N
 }
