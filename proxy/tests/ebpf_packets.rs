@@ -503,18 +503,23 @@ fn later_fragments_follow_the_first() {
     assert_eq!(checksum(&out[14..34], 0), [0, 0]);
 }
 
+/// Numbers that look random, the same in every run (xorshift).
+fn random() -> impl FnMut() -> usize {
+    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+    move || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        usize::try_from(seed >> 16).unwrap()
+    }
+}
+
 #[test]
 fn malformed_packets_by_the_million() {
     let Some(mut bench) = Bench::new("malformed") else {
         return;
     };
-    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut random = move || {
-        seed ^= seed << 13;
-        seed ^= seed >> 7;
-        seed ^= seed << 17;
-        usize::try_from(seed >> 16).unwrap()
-    };
+    let mut random = random();
     let mut good = Vec::new();
     for v4 in [true, false] {
         let [client, frontend, empty, endpoint, _] = cast(v4);
@@ -535,7 +540,7 @@ fn malformed_packets_by_the_million() {
                     let at = 14 + random() % (packet.len() - 14);
                     packet[at] = random().to_le_bytes()[0];
                 }
-                if random() % 3 == 0 {
+                if random().is_multiple_of(3) {
                     packet.truncate(14 + random() % (packet.len() - 13));
                 }
                 // The kernel takes no frames for a test that end within an IP header.

@@ -7,18 +7,15 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use linux::Host;
 use linux::NetNs;
 use linux::exec::{Exec, which};
 use serde_json::json;
 
-use crate::lab::{Node, PLUGIN, V4, V6};
+use crate::lab::{Node, PLUGIN, V4, V6, wait_until};
 use crate::ports::firewall;
-
-/// A busy machine takes its time to start containerd and containers.
-const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The image of sandboxes.
 const IMAGE: &str = "localhost/pause:1";
@@ -234,17 +231,6 @@ fn sandbox(name: &str, host_port: u64) -> Vec<u8> {
         bytes(8, []),
     ];
     bytes(1, config.concat())
-}
-
-fn wait_until<T>(what: &str, mut ask: impl FnMut() -> Result<T, String>) -> T {
-    let deadline = Instant::now() + TIMEOUT;
-    loop {
-        match ask() {
-            Ok(answer) => return answer,
-            Err(why) => assert!(Instant::now() < deadline, "{what}: {why}"),
-        }
-        thread::sleep(Duration::from_millis(50));
-    }
 }
 
 /// The first line of what a web server says.

@@ -11,6 +11,9 @@ use linux::route::RouteFilter;
 use linux::{Host, Kernel, NetNs};
 use serde_json::{Value, json};
 
+/// How long something may take.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
 /// The plugin.
 pub(crate) const PLUGIN: &str = env!("CARGO_BIN_EXE_seaway-cni");
 
@@ -179,12 +182,24 @@ impl Node {
     pub(crate) fn make_bridge(&self) {
         let first = Pod::new("first");
         self.add(&first).unwrap();
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while !self.dump().contains("fe80::/64 dev cni0") {
-            assert!(Instant::now() < deadline, "{}", self.dump());
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        wait_until("the bridge's link-local address", || {
+            let dump = self.dump();
+            let is_there = dump.contains("fe80::/64 dev cni0");
+            is_there.then_some(()).ok_or(dump)
+        });
         self.del(&first).unwrap();
+    }
+}
+
+/// Asks until there is an answer. Errors say what there is instead.
+pub(crate) fn wait_until<T>(what: &str, mut ask: impl FnMut() -> Result<T, String>) -> T {
+    let deadline = Instant::now() + TIMEOUT;
+    loop {
+        match ask() {
+            Ok(answer) => return answer,
+            Err(why) => assert!(Instant::now() < deadline, "{what}: {why}"),
+        }
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 

@@ -10,7 +10,8 @@ use ebpf_common::sum::{checksum, fold};
 use ebpf_common::xdp::{Mark, event as xdp_event};
 
 use crate::{
-    Bench, Shape, assert_sums, cast, ethernet, frame, icmp_error, ip_header, pseudo, read, shapes,
+    Bench, Shape, assert_sums, cast, ethernet, frame, icmp_error, ip_header, pseudo, random, read,
+    shapes,
 };
 
 /// Actions of XDP.
@@ -249,13 +250,7 @@ fn malformed_packets_before_the_stack() {
     let Some(mut bench) = Bench::with_xdp("xdp_malformed") else {
         return;
     };
-    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut random = move || {
-        seed ^= seed << 13;
-        seed ^= seed >> 7;
-        seed ^= seed << 17;
-        usize::try_from(seed >> 16).unwrap()
-    };
+    let mut random = random();
     let mut good = Vec::new();
     for v4 in [true, false] {
         let [client, frontend, empty, endpoint, _] = cast(v4);
@@ -272,7 +267,7 @@ fn malformed_packets_before_the_stack() {
             let at = 14 + random() % (packet.len() - 14);
             packet[at] = random().to_le_bytes()[0];
         }
-        if random() % 3 == 0 {
+        if random().is_multiple_of(3) {
             packet.truncate(14 + random() % (packet.len() - 13));
         }
         let (action, mark, out) = bench.before(&packet);
