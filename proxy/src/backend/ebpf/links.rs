@@ -183,7 +183,7 @@ fn forget_others(dir: &Path, wanted: &[PathBuf]) -> Result<()> {
 }
 
 /// Pins of a directory, in order.
-fn pins(dir: &Path) -> impl Iterator<Item = PathBuf> {
+pub(super) fn pins(dir: &Path) -> impl Iterator<Item = PathBuf> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let mut all: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
     all.sort_unstable();
@@ -195,6 +195,11 @@ fn interface_of(name: &str) -> Option<u32> {
     let rest = name
         .strip_prefix(TCX)
         .or_else(|| clsact::without_prefix(name))?;
+    leading_index(rest)
+}
+
+/// The index that stands first in what follows the first letters of a pin's name.
+pub(super) fn leading_index(rest: &str) -> Option<u32> {
     rest.split('-').next()?.parse().ok()
 }
 

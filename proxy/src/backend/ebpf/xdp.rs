@@ -13,7 +13,7 @@ use ebpf_common::abi::{IFACE_PODS, is_v4};
 use ebpf_common::resolve::within;
 use linux::bpf;
 
-use super::links::replace;
+use super::links::{self, replace};
 use super::node::{Facts, Interface, NodePlan};
 use super::object::{Object, program_fd};
 use super::plan::addr;
@@ -140,20 +140,17 @@ impl Xdp {
 
 /// What is pinned of this module.
 fn pins(dir: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let is_ours = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         name.starts_with(XDP)
     };
-    entries.map(|entry| entry.path()).filter(is_ours).collect()
+    links::pins(dir).filter(is_ours).collect()
 }
 
 /// Interfaces that a link is pinned for.
 fn held(dir: &Path) -> BTreeSet<u32> {
-    let index = |path: PathBuf| {
-        let name = path.file_name()?.to_str()?.strip_prefix(XDP)?;
-        name.split('-').next()?.parse().ok()
-    };
+    let index =
+        |path: PathBuf| links::leading_index(path.file_name()?.to_str()?.strip_prefix(XDP)?);
     pins(dir).into_iter().filter_map(index).collect()
 }
 
