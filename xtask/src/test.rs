@@ -13,6 +13,8 @@ use crate::{guests, setup, tidy};
 pub(crate) struct Tally {
     pub(crate) passed: u64,
     pub(crate) failed: u64,
+    /// Those that failed, by name.
+    pub(crate) names: Vec<String>,
     pub(crate) skipped: Vec<String>,
     /// What tests say that they went through, such as the rows of tables.
     pub(crate) counted: Vec<String>,
@@ -42,12 +44,16 @@ impl Tally {
             }
         }
         tally.passed = tally.passed.saturating_sub(tally.skipped.len() as u64);
+        if tally.failed > 0 {
+            tally.names = failed_names(output);
+        }
         tally
     }
 
     pub(crate) fn add(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed += other.failed;
+        self.names.extend(other.names);
         self.skipped.extend(other.skipped);
         self.counted.extend(other.counted);
     }
@@ -117,6 +123,7 @@ pub(crate) fn run(only: &[String]) -> Result<()> {
                     start.elapsed().as_secs_f32()
                 );
                 total.failed += 1;
+                total.names.push(format!("stage {name}: {error:#}"));
             }
         }
     }
@@ -125,6 +132,9 @@ pub(crate) fn run(only: &[String]) -> Result<()> {
     }
     for skipped in &total.skipped {
         println!("skipped: {skipped}");
+    }
+    for name in &total.names {
+        println!("failed: {name}");
     }
     println!(
         "{} passed, {} failed, {} skipped",
@@ -214,23 +224,37 @@ fn tests(args: &[&str]) -> Result<Tally> {
     Ok(tally)
 }
 
-/// The part of a test log that tells what went wrong.
+/// The parts of a test log that tell what went wrong: of each suite that failed, from its first
+/// failure to its result. Of a log in which none did, what follows the first error.
 pub(crate) fn failures(log: &str) -> String {
     const LINES_MAX: usize = 400;
-    let interesting = |line: &&str| {
-        let line = line.trim_start();
-        !(line.starts_with("SKIPPED") || line.starts_with("running ") || line.ends_with("... ok"))
+    let lines: Vec<&str> = log.lines().collect();
+    let mut told: Vec<&str> = Vec::new();
+    let mut from = None;
+    for (at, line) in lines.iter().enumerate() {
+        let line = line.trim();
+        if line == "failures:" && from.is_none() {
+            from = Some(at);
+        } else if line.starts_with("test result:")
+            && let Some(from) = from.take()
+        {
+            told.extend(lines[from..=at].iter().take(LINES_MAX));
+        }
+    }
+    // A suite that ended in the middle has no result.
+    let error = || lines.iter().position(|line| line.contains("error"));
+    let rest = from.or_else(|| error().filter(|_| told.is_empty()));
+    told.extend(lines[rest.unwrap_or(lines.len())..].iter().take(LINES_MAX));
+    told.join("\n")
+}
+
+/// Names of the tests that failed: each has its output under a line `---- name stdout ----`.
+fn failed_names(log: &str) -> Vec<String> {
+    let name = |line: &str| {
+        let line = line.trim().strip_prefix("---- ")?.strip_suffix(" ----")?;
+        Some(line.trim_end_matches(" stdout").to_owned())
     };
-    let from = log
-        .find("\nfailures:")
-        .or_else(|| log.find("error"))
-        .unwrap_or(0);
-    log[from..]
-        .lines()
-        .filter(interesting)
-        .take(LINES_MAX)
-        .collect::<Vec<_>>()
-        .join("\n")
+    failures(log).lines().filter_map(name).collect()
 }
 
 #[cfg(test)]
@@ -242,13 +266,39 @@ mod tests {
         let log = "SKIPPED ipvs table: this kernel has no ip_vs\n\
                    COUNTED rows: 12\n\
                    test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured\n\
+                   failures:\n\n\
+                   ---- a::b stdout ----\noh\n\n---- c ----\nno\n\n\
+                   failures:\n    a::b\n\
                    test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured\n";
         let expect = Tally {
             passed: 5,
             failed: 2,
+            names: vec!["a::b".into(), "c".into()],
             skipped: vec!["ipvs table: this kernel has no ip_vs".into()],
             counted: vec!["rows: 12".into()],
         };
         assert_eq!(Tally::read(log), expect);
+    }
+
+    #[test]
+    fn every_suite_that_failed_is_told_and_no_other() {
+        let log = "test result: ok. 1 passed\n\
+                   successes:\n---- s stdout ----\nmuch\n\
+                   failures:\n\n---- a stdout ----\noh\n\nfailures:\n    a\n\
+                   test result: FAILED. 1 passed; 1 failed;\n\
+                   successes:\n    x\ntest result: ok. 1 passed\n\
+                   failures:\n\n---- b ----\nno\ntest result: FAILED. 0 passed; 1 failed;\n";
+        let told = failures(log);
+        for word in ["oh", "no"] {
+            assert!(told.contains(word), "{told}");
+        }
+        for word in ["much", "    x"] {
+            assert!(!told.contains(word), "{told}");
+        }
+        let unbuilt = "Compiling x\nerror[E0308]: mismatched\nhere\n";
+        assert_eq!(failures(unbuilt), "error[E0308]: mismatched\nhere");
+        // A program that died in the middle of its tests.
+        let killed = "failures:\n\n---- a stdout ----\noh\n";
+        assert!(failures(killed).contains("oh"));
     }
 }

@@ -8,7 +8,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
-use std::process::{ChildStdin, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,13 @@ use crate::error::{Error, Result};
 
 /// Time limit of a program when the caller names none.
 pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
+
+/// A program that somebody is writing at this moment (`ETXTBSY`: a plugin that is being installed, or
+/// whose writer's descriptor a child just forked still holds) is asked for again for so long.
+const BUSY_MAX: Duration = Duration::from_secs(5);
+
+/// Between two attempts at a program that is being written.
+const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
 /// At most this much of each output stream is kept, so that a program cannot fill our memory.
 const OUTPUT_BYTES_MAX: u64 = 64 << 20;
@@ -171,7 +178,7 @@ impl Exec {
         if !self.inherit {
             command.stdout(Stdio::piped()).stderr(Stdio::piped());
         }
-        let mut child = command.spawn().map_err(fail)?;
+        let mut child = spawn(&mut command, BUSY_MAX.min(self.timeout)).map_err(fail)?;
         let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX));
         let (stdin, stdout, stderr) =
             (child.stdin.take(), child.stdout.take(), child.stderr.take());
@@ -217,6 +224,22 @@ impl Exec {
             from += 1;
         }
         Err(Error::other(self.title(), output.status.to_string()).with_detail(&stderr[from..]))
+    }
+}
+
+/// Starts a program, and waits up to `busy` for who writes it to be done.
+fn spawn(command: &mut std::process::Command, busy: Duration) -> io::Result<Child> {
+    let deadline = Instant::now() + busy;
+    loop {
+        match command.spawn() {
+            Err(error)
+                if error.kind() == io::ErrorKind::ExecutableFileBusy
+                    && Instant::now() < deadline =>
+            {
+                thread::sleep(BUSY_PAUSE);
+            }
+            done => return done,
+        }
     }
 }
 
@@ -273,6 +296,8 @@ pub fn which(program: &str) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::OpenOptionsExt;
+
     use super::*;
 
     #[test]
@@ -299,6 +324,28 @@ mod tests {
             .arg("600")
             .timeout(Duration::from_millis(50));
         assert_eq!(exec.run().unwrap_err().errno(), Some(libc::ETIMEDOUT));
+    }
+
+    /// Written to until the first attempt has failed for it; started after that.
+    #[test]
+    fn a_program_that_is_being_written_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("program");
+        let writer = std::fs::OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(0o755)
+            .open(&file)
+            .unwrap();
+        std::fs::write(&file, "#!/bin/sh\necho done\n").unwrap();
+        let busy = Exec::new(&file).timeout(Duration::from_millis(20)).run();
+        assert_eq!(busy.unwrap_err().errno(), Some(libc::ETXTBSY));
+        thread::scope(|scope| {
+            let run = scope.spawn(|| Exec::new(&file).run());
+            drop(writer);
+            assert_eq!(run.join().unwrap().unwrap().text(), "done\n");
+        });
     }
 
     #[test]
