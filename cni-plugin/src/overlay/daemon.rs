@@ -2,9 +2,10 @@
 //! change or one notification costs what it changes; everything is compared at the start, when a
 //! device or the underlay changes, after a failure, and each minute.
 
+mod cleanup;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,14 +19,16 @@ use tokio::time::Instant;
 
 use super::backoff::Backoff;
 use super::events::{Events, Interest, Told, ToldEntry};
-use super::files;
-use super::firewall::Firewall;
 use super::health::Health;
 use super::model::Settings;
 use super::nodes::{News, Nodes};
 use super::observe;
+use super::path::Verdict;
+use super::paths::{self, Paths};
 use super::sync::{Overlay, Synced};
 use super::wall::Wall;
+
+pub use cleanup::{cleanup, hold_pods};
 
 /// What comes within this time of a first change of devices or links is mended with it.
 const GATHER: Duration = Duration::from_millis(10);
@@ -78,6 +81,7 @@ pub async fn run(
         said: BTreeSet::new(),
         published: Annotations::new(),
         wall: Wall::new(&settings),
+        paths: Paths::new(settings.pace),
         synced: false,
         overlay: Overlay::new(settings),
         health,
@@ -103,6 +107,7 @@ pub async fn run(
                 }
             },
             checked = state.wall.checked() => state.wall_checked(checked),
+            news = state.paths.next() => state.path_measured(&news),
             held = holds.wait_for(|holds| *holds), if !state.overlay.admits_pods() => {
                 if held.is_err() {
                     // Nobody will ever tell.
@@ -145,6 +150,7 @@ struct Daemon<P, R> {
     said: BTreeSet<String>,
     published: Annotations,
     wall: Wall,
+    paths: Paths,
     /// The last full sync had no failure, and nothing failed since.
     synced: bool,
     health: Arc<Health>,
@@ -208,6 +214,8 @@ impl<P: FnMut(Annotations), R: FnOnce()> Daemon<P, R> {
             return;
         };
         let outcome = self.overlay.all(&mut self.host, own, peers);
+        let gone = self.paths.names().into_iter();
+        let names: BTreeSet<String> = gone.chain(peers.names().cloned()).collect();
         let interest = self.overlay.interest(&mut self.host);
         match outcome {
             Ok(mut synced) => {
@@ -216,6 +224,7 @@ impl<P: FnMut(Annotations), R: FnOnce()> Daemon<P, R> {
                     Err(error) => synced.failures.push(error.to_string()),
                 }
                 let changed = synced.changes > 0;
+                self.set_paths(&names);
                 self.made(synced);
                 if changed {
                     // Whoever changed the one may have changed the other.
@@ -243,6 +252,7 @@ impl<P: FnMut(Annotations), R: FnOnce()> Daemon<P, R> {
         for ToldEntry { key, there } in &pending.told {
             add(self.overlay.told(&mut self.host, key, there.as_ref()));
         }
+        self.set_paths(&pending.names);
         self.made(all);
     }
 
@@ -305,6 +315,38 @@ impl<P: FnMut(Annotations), R: FnOnce()> Daemon<P, R> {
         self.said = words;
     }
 
+    /// Has the paths to these nodes probed that were not yet.
+    fn set_paths(&mut self, names: &BTreeSet<String>) {
+        let Some((_, peers)) = self.nodes.known() else {
+            return;
+        };
+        for name in names {
+            let targets = self.overlay.targets(peers, name);
+            for to in self.paths.set(name, &targets) {
+                self.overlay.set_path(to, None);
+                self.health.path(name, to, None);
+            }
+        }
+    }
+
+    /// Routes to a node follow what its path carries.
+    fn path_measured(&mut self, news: &paths::News) {
+        let paths::News { name, target, .. } = news;
+        let (to, top) = (target.to, target.top);
+        self.health.path(name, to, Some(news.verdict));
+        if !self.overlay.set_path(to, Some(news.verdict)) {
+            return;
+        }
+        match news.verdict {
+            Verdict::Narrow(mtu) => tracing::warn!(
+                "the path to node {name} ({to}) carries packets of {mtu} bytes, not of {top} as the link: its routes follow"
+            ),
+            _ => tracing::info!("the path to node {name} ({to}) carries packets of {top} bytes"),
+        }
+        self.pending.names.insert(name.clone());
+        self.mark(Duration::ZERO);
+    }
+
     fn wall_checked(&mut self, checked: linux::Result<usize>) {
         match checked {
             Ok(0) => {}
@@ -327,59 +369,5 @@ impl<P: FnMut(Annotations), R: FnOnce()> Daemon<P, R> {
             self.health.ready();
             ready();
         }
-    }
-}
-
-/// Takes the files away that let the runtime start pods; gives back which were there.
-///
-/// # Errors
-/// One that cannot be deleted.
-pub fn hold_pods(settings: &Settings) -> std::io::Result<Vec<PathBuf>> {
-    let mut removed = Vec::new();
-    for path in pod_files(settings) {
-        if files::remove(&path)? {
-            removed.push(path);
-        }
-    }
-    Ok(removed)
-}
-
-fn pod_files(settings: &Settings) -> impl Iterator<Item = PathBuf> {
-    let conflist = settings.cni_conf_dir.join(files::CONFLIST);
-    std::iter::once(conflist).chain(settings.subnet_file.clone())
-}
-
-/// Removes everything of ours from this node: devices with all on them, routes, chains, the CNI
-/// configuration.
-///
-/// # Errors
-/// Everything that could not be removed, one in a line.
-pub fn cleanup(settings: &Settings) -> Result<(), String> {
-    let mut failed = Vec::new();
-    // No new pods first.
-    for path in pod_files(settings) {
-        failed.extend(files::remove(&path).err().map(|e| e.to_string()));
-    }
-    match linux::Kernel::open() {
-        Ok(mut host) => {
-            let left = observe::left_behind(&mut host, settings).unwrap_or_default();
-            for name in left.iter().chain(&settings.devices()) {
-                failed.extend(host.ensure_no_link(name).err().map(|e| e.to_string()));
-            }
-            for route in observe::routes(&mut host).unwrap_or_default() {
-                failed.extend(host.ensure_no_route(&route).err().map(|e| e.to_string()));
-            }
-        }
-        Err(error) => failed.push(error.to_string()),
-    }
-    if settings.masquerade {
-        let firewall = Firewall::new(&settings.cluster_cidrs, settings.masquerader);
-        let removed = firewall.and_then(|mut firewall| firewall.remove());
-        failed.extend(removed.err().map(|e| e.to_string()));
-    }
-    if failed.is_empty() {
-        Ok(())
-    } else {
-        Err(failed.join("\n"))
     }
 }

@@ -12,6 +12,7 @@ use super::firewall::Masquerader;
 use super::keys;
 use super::model::{IfaceChoice, Pattern, Settings};
 use super::netconf::{self, NetConf};
+use super::path::Pace;
 
 /// Networks of all pods where nothing says otherwise.
 const CLUSTER_CIDRS: [&str; 2] = ["10.244.0.0/16", "fd00:10:244::/56"];
@@ -82,6 +83,9 @@ pub struct Args {
     /// Largest packet of the underlay in bytes [default: what its link says]
     #[arg(long, value_parser = clap::value_parser!(u32).range(576..=65535))]
     pub mtu: Option<u32>,
+    /// Probe what the paths to other nodes carry, and fit routes to it
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = true, action = ArgAction::Set)]
+    pub probe_path_mtu: bool,
     /// This node's private WireGuard key; made if it is not there
     #[arg(long, value_name = "FILE", default_value = netconf::WIREGUARD_KEY_FILE)]
     pub wireguard_key_file: PathBuf,
@@ -244,6 +248,7 @@ pub fn settings_with(args: &Args, conf: Option<NetConf>, kernel: String) -> Resu
         cluster_cidrs,
         masquerade: args.masquerade,
         masquerader: args.masquerade_by,
+        pace: args.probe_path_mtu.then(Pace::default),
         kernel,
     })
 }

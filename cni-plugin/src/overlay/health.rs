@@ -1,11 +1,12 @@
 //! Whether the daemon lives and the data path is in order, and the server that tells: `/healthz`,
 //! `/readyz`, `/metrics`.
 
+mod paths;
 mod policies;
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,10 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
+use paths::Paths;
 use policies::Policies;
+
+use super::path::Verdict;
 
 /// The loop compares everything each minute; one that has not for this long hangs.
 const BEAT_MAX: Duration = Duration::from_secs(180);
@@ -39,6 +43,7 @@ struct State {
     syncs: u64,
     changes: u64,
     failed: u64,
+    paths: Paths,
     /// None: policies are not enforced.
     policies: Option<Policies>,
 }
@@ -61,6 +66,7 @@ impl Default for Health {
                 syncs: 0,
                 changes: 0,
                 failed: 0,
+                paths: Paths::default(),
                 policies: None,
             }),
         }
@@ -103,6 +109,11 @@ impl Health {
         state.policies.get_or_insert_default().take(told);
     }
 
+    /// What the path to a node's address carries; none: nobody is there any more.
+    pub fn path(&self, node: &str, to: IpAddr, verdict: Option<Verdict>) {
+        self.lock().paths.set(node, to, verdict);
+    }
+
     /// What is wrong at this time.
     pub fn problems(&self, words: &BTreeSet<String>) {
         self.lock().problems.clone_from(words);
@@ -134,7 +145,7 @@ impl Health {
             }
             "/metrics" => {
                 let policies = state.policies.as_ref().map(Policies::metrics);
-                let text = metrics(&state) + &policies.unwrap_or_default();
+                let text = metrics(&state) + &state.paths.metrics() + &policies.unwrap_or_default();
                 Some((StatusCode::OK, text))
             }
             _ => None,

@@ -3,7 +3,8 @@
 //! [`netconf`] and flags say how ([`backend`]). `node` objects -> [`peers`] (who may have what) ->
 //! [`plan`] (what this node should have) -> [`observe`] (what it has) -> [`diff`] (the changes) ->
 //! [`apply`]; [`sync`] drives them, for everything or for one node or notification alone. All but
-//! `observe` and `apply` are pure.
+//! `observe` and `apply` are pure. [`paths`] measures what the ways to other nodes carry, by which
+//! [`path`] makes routes fit.
 //!
 //! Ours are: the devices `seaway.VNI`, `seaway-v6.VNI`, `seaway-wg` and `seaway-wg-v6` with all that is
 //! on them, routes with our protocol number, the firewall's rules under our names, and the file
@@ -31,6 +32,8 @@ pub mod netconf;
 pub mod node;
 pub mod nodes;
 pub mod observe;
+pub mod path;
+pub mod paths;
 pub mod peers;
 pub mod plan;
 pub mod pods;

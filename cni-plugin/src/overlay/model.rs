@@ -19,6 +19,7 @@ pub use api::cidr::Family;
 
 use super::backend::Backend;
 use super::firewall::Masquerader;
+use super::path::Pace;
 
 /// Valid settings of the daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +44,8 @@ pub struct Settings {
     pub masquerade: bool,
     /// Who does it.
     pub masquerader: Masquerader,
+    /// How the paths to other nodes are probed; none: they are not.
+    pub pace: Option<Pace>,
     /// The release of the running kernel, e.g. `6.1.0-13-amd64`.
     pub kernel: String,
 }
@@ -311,6 +314,9 @@ pub struct Ground {
     pub subnets: Vec<IpNetwork>,
     /// The underlay.
     pub underlay: Option<Underlay>,
+    /// Addresses of other nodes to which the path carries less than the link: bytes of the largest
+    /// packet.
+    pub narrow: BTreeMap<IpAddr, u32>,
 }
 
 impl Ground {

@@ -12,11 +12,11 @@ use super::model::{
     Desired, Device, DeviceKind, Entry, Family, FdbEntry, Footing, Ground, Mac, Neigh, NewVxlan,
     Own, Peer, Plan, Pods, Reach, Route, Settings, Sysctl, Underlay, Way, WgConfig, WgPeer,
 };
-use super::node;
+use super::{node, path};
 
 /// The smallest packet size with which a family works (RFC 791: 576 that every host takes; RFC 8200:
 /// 1280 that every link takes).
-fn mtu_min(family: Family) -> u32 {
+pub(super) fn mtu_min(family: Family) -> u32 {
     match family {
         Family::V4 => 576,
         Family::V6 => 1280,
@@ -106,7 +106,7 @@ fn footing(settings: &Settings, subnet: IpNetwork, underlay: &Underlay) -> Resul
 }
 
 /// Over which family WireGuard carries the pods of one family.
-fn wg_outer(mode: WireGuardMode, family: Family, underlay: &Underlay) -> Family {
+pub(super) fn wg_outer(mode: WireGuardMode, family: Family, underlay: &Underlay) -> Family {
     match mode {
         WireGuardMode::Separate => family,
         WireGuardMode::V4 => Family::V4,
@@ -195,6 +195,7 @@ pub fn entries(
             told(format!("node {name} is left out: {why}"));
             continue;
         }
+        let before = all.len();
         match &settings.backend {
             Backend::Vxlan(_) | Backend::HostGw(_) => {
                 match plain(settings, ground, footing, reach) {
@@ -205,6 +206,13 @@ pub fn entries(
             Backend::WireGuard(wg) => {
                 all.push(Entry::Route(Route::to(reach.subnet).dev(&footing.dev)));
                 add_far_end(&mut all, wg, ground, &footing.dev, peer, reach);
+            }
+        }
+        for entry in all.iter_mut().skip(before) {
+            if let Entry::Route(route) = entry
+                && let Err(why) = path::fit(settings, ground, peer, route)
+            {
+                told(format!("node {name}: {why}"));
             }
         }
     }

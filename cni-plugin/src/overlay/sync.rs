@@ -1,11 +1,13 @@
 //! Making it so: all of it, or only what one node or one notification changes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use linux::Host;
 
 use super::events::Interest;
 use super::model::{Entries, Entry, Key, Own, Plan, Settings};
+use super::path::{self, Target, Verdict};
 use super::peers::Peers;
 use super::underlay::{self, NoUnderlay};
 use super::{apply, diff, files, observe, plan, pods};
@@ -63,6 +65,29 @@ impl Overlay {
         self.admits_pods
     }
 
+    /// The paths to a node that are to be probed.
+    pub fn targets(&self, peers: &Peers, name: &str) -> Vec<Target> {
+        let peer = peers.entitled(name, drop);
+        path::targets(&self.settings, &self.plan.ground, &peer)
+    }
+
+    /// Notes what the path to an address carries; tells whether routes have to follow. None: nobody
+    /// is there any more.
+    pub fn set_path(&mut self, to: IpAddr, verdict: Option<Verdict>) -> bool {
+        let narrow = match verdict {
+            Some(Verdict::Narrow(mtu)) => Some(mtu),
+            // Nothing was learned.
+            Some(Verdict::Silent) => return false,
+            Some(Verdict::Whole) | None => None,
+        };
+        let all = &mut self.plan.ground.narrow;
+        let before = match narrow {
+            Some(mtu) => all.insert(to, mtu),
+            None => all.remove(&to),
+        };
+        before != narrow
+    }
+
     /// What this node should tell the others; `None` takes an annotation away.
     pub fn annotations(&self) -> &BTreeMap<String, Option<String>> {
         &self.plan.annotations
@@ -86,7 +111,9 @@ impl Overlay {
         peers: &Peers,
     ) -> Result<Synced, NoUnderlay> {
         let underlay = underlay::find(host, &self.settings, own)?;
+        let narrow = std::mem::take(&mut self.plan.ground.narrow);
         self.plan = plan::plan(&self.settings, own, &underlay);
+        self.plan.ground.narrow = narrow;
         self.entries.clear();
         self.of.clear();
         self.problems.clear();

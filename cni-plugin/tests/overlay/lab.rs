@@ -280,6 +280,8 @@ impl Lab {
             ],
             masquerade: true,
             masquerader: Masquerader::Auto,
+            // Where that is the question.
+            pace: None,
         };
         Node {
             netns,

@@ -12,6 +12,7 @@
 mod etcd;
 mod lab;
 mod matrix;
+mod paths;
 mod policies;
 mod program;
 

@@ -6,6 +6,7 @@ pub mod bpf;
 pub mod btf;
 pub mod cgroup;
 pub mod conntrack;
+pub mod echo;
 pub mod error;
 pub mod ethtool;
 pub mod exec;

@@ -26,6 +26,9 @@ pub const TABLE_LOCAL: u32 = 255;
 /// The metric the kernel writes into an IPv6 route that names none (`IP6_RT_PRIO_USER`).
 const IPV6_METRIC_DEFAULT: u32 = 1024;
 
+/// The bit of `RTAX_MTU` in `RTAX_LOCK` (`linux/rtnetlink.h`).
+const LOCK_MTU: u32 = 1 << 2;
+
 /// What happens to packets of a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Kind {
@@ -80,6 +83,10 @@ pub struct Route {
     pub onlink: bool,
     /// Largest packet in bytes.
     pub mtu: Option<u32>,
+    /// Nothing that is learned of the path changes `mtu`. Without this the kernel heeds the `mtu` of
+    /// an IPv6 route in what it sends itself, and not in what it forwards
+    /// (`ip6_dst_mtu_maybe_forward`).
+    pub mtu_locked: bool,
     /// Largest TCP segment to announce, in bytes.
     pub advmss: Option<u32>,
 }
@@ -99,6 +106,7 @@ impl Route {
             kind: Kind::Unicast,
             onlink: false,
             mtu: None,
+            mtu_locked: false,
             advmss: None,
         }
     }
@@ -221,6 +229,7 @@ pub(crate) fn message(route: &Route, oif: Option<u32>) -> RouteMessage {
     attributes.extend(route.metric.map(RouteAttribute::Priority));
     let mut metrics = Vec::new();
     metrics.extend(route.mtu.map(RouteMetric::Mtu));
+    metrics.extend(route.mtu_locked.then_some(RouteMetric::Lock(LOCK_MTU)));
     metrics.extend(route.advmss.map(RouteMetric::Advmss));
     if !metrics.is_empty() {
         attributes.push(RouteAttribute::Metrics(metrics));
@@ -293,6 +302,9 @@ pub fn parse(message: &RouteMessage) -> Option<(Option<u32>, Route)> {
                     RouteMetric::Mtu(mtu) => Some(*mtu),
                     _ => None,
                 });
+                route.mtu_locked = metrics
+                    .iter()
+                    .any(|m| matches!(m, RouteMetric::Lock(locked) if locked & LOCK_MTU != 0));
                 route.advmss = metrics.iter().find_map(|m| match m {
                     RouteMetric::Advmss(advmss) => Some(*advmss),
                     _ => None,

@@ -31,6 +31,7 @@ mod backends;
 mod changes;
 mod firewall_rules;
 mod ground;
+mod narrow;
 mod plans;
 mod sync_all;
 mod told;
@@ -51,6 +52,7 @@ fn settings(dir: PathBuf) -> Settings {
         ],
         masquerade: false,
         masquerader: Masquerader::Auto,
+        pace: None,
     }
 }
 
