@@ -167,10 +167,15 @@ impl Events {
     /// # Errors
     /// The kernel refuses the socket.
     pub fn open() -> io::Result<Self> {
+        Self::open_with(RECEIVE_BYTES)
+    }
+
+    /// The same with room for so many bytes.
+    fn open_with(room: usize) -> io::Result<Self> {
         let (mut connection, _, messages) = new_multicast_connection(&GROUPS)?;
         let socket = connection.socket_mut().socket_mut();
         // Without the right to more, the kernel's own room has to do.
-        drop(linux::netlink::set_receive_room(socket, RECEIVE_BYTES));
+        drop(linux::netlink::set_receive_room(socket, room));
         Ok(Self {
             messages,
             pump: tokio::spawn(connection),
@@ -232,5 +237,49 @@ mod tests {
         for of in messages {
             assert!(interest.told(&of(message.clone())).is_some());
         }
+    }
+
+    /// More happens than the kernel keeps: that is told, although none of it is of interest.
+    #[test]
+    fn what_could_not_be_told_is_told() {
+        use linux::link::{LinkChange, NewBridge};
+        use linux::{Host, NetNs};
+
+        if !nix::unistd::geteuid().is_root() {
+            println!("SKIPPED what_could_not_be_told_is_told: needs root");
+            return;
+        }
+        let netns = NetNs::anonymous().unwrap();
+        let listen = || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let mut host = linux::Kernel::open().unwrap();
+                let bridge = NewBridge {
+                    name: "br0".into(),
+                    ..NewBridge::default()
+                };
+                host.add_bridge(&bridge).unwrap();
+                let mut events = Events::open_with(4096).unwrap();
+                // Nobody reads meanwhile: this is the only thread.
+                for mtu in 1000..1100 {
+                    let change = LinkChange {
+                        mtu: Some(mtu),
+                        ..LinkChange::default()
+                    };
+                    host.set_link("br0", &change).unwrap();
+                }
+                let interest = Interest {
+                    underlay: Some((4711, "eth0".to_owned())),
+                    ..Interest::default()
+                };
+                let told = events.next(&interest);
+                let limit = linux::patience::scaled(std::time::Duration::from_secs(30));
+                tokio::time::timeout(limit, told).await
+            })
+        };
+        assert_eq!(netns.run(listen).unwrap(), Ok(None));
     }
 }

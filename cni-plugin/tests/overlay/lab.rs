@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use cni_plugin::overlay::daemon::{self, Annotations};
 use cni_plugin::overlay::firewall::Masquerader;
 use cni_plugin::overlay::health::Health;
 use cni_plugin::overlay::model::{IfaceChoice, Settings};
+use futures::StreamExt;
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use linux::addr::Addr;
 use linux::exec::{Exec, Output};
@@ -63,6 +65,23 @@ fn ping_output(netns: &NetNs, address: IpAddr, size: usize) -> Output {
 #[derive(Clone, Default)]
 pub(crate) struct Api {
     inner: Arc<Mutex<Inner>>,
+    /// Daemons pass it with each event.
+    gate: Arc<Mutex<()>>,
+    /// How many are at it.
+    at_gate: Arc<AtomicUsize>,
+}
+
+/// Daemons that hear of anything wait until this goes, and do nothing else meanwhile.
+pub(crate) struct Held<'a> {
+    _gate: MutexGuard<'a, ()>,
+    at_gate: &'a AtomicUsize,
+}
+
+impl Held<'_> {
+    /// How many wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.at_gate.load(Ordering::SeqCst)
+    }
 }
 
 #[derive(Default)]
@@ -91,6 +110,21 @@ impl Api {
         change(node);
         let node = read(node);
         inner.tell(&Event::Apply(node));
+    }
+
+    /// From now on every daemon that hears of a change waits.
+    pub(crate) fn hold(&self) -> Held<'_> {
+        Held {
+            _gate: self.gate.lock().unwrap(),
+            at_gate: &self.at_gate,
+        }
+    }
+
+    /// A daemon takes an event.
+    fn pass(&self) {
+        self.at_gate.fetch_add(1, Ordering::SeqCst);
+        drop(self.gate.lock().unwrap());
+        self.at_gate.fetch_sub(1, Ordering::SeqCst);
     }
 
     pub(crate) fn delete(&self, name: &str) {
@@ -325,7 +359,7 @@ impl Node {
         let thread = std::thread::spawn(move || {
             let serve = || {
                 let name = settings.node_name.clone();
-                let nodes = api.watch();
+                let nodes = api.watch().inspect(|_| api.pass());
                 let publish = |annotations| api.annotate(&name, annotations);
                 let runtime = tokio::runtime::Builder::new_current_thread()
                     .enable_all()

@@ -11,6 +11,7 @@
 #[cfg(feature = "etcd")]
 mod etcd;
 mod lab;
+mod lost;
 mod matrix;
 mod paths;
 mod policies;
