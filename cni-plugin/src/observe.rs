@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use api::cni::Attachment;
 use ipnetwork::IpNetwork;
 use linux::link::Link;
-use linux::route::RouteFilter;
+use linux::route::{RouteFilter, TABLE_ANY, TABLE_LOCAL};
 use linux::shape::TokenBucket;
 use linux::{Host, Mac, Result};
 
@@ -162,7 +162,8 @@ pub struct Attached {
     pub pod_link: Option<Link>,
     /// Addresses of the pod's end.
     pub addrs: Vec<IpNetwork>,
-    /// Destinations and gateways of the pod's routes.
+    /// Destinations and gateways of the pod's routes, in whatever table: plugins behind ours (`sbr`,
+    /// `vrf`) move them to tables of their own.
     pub routes: Vec<(IpNetwork, Option<IpAddr>)>,
     /// Rate limits.
     pub limits: Limits,
@@ -266,11 +267,14 @@ pub fn observe_check(
             .collect();
         let of_link = RouteFilter {
             dev: Some(ifname),
+            table: Some(TABLE_ANY),
             ..RouteFilter::default()
         };
         let routes = pod.routes(&of_link)?;
         seen.routes = routes
             .into_iter()
+            // The kernel's own, of each address.
+            .filter(|route| route.table != TABLE_LOCAL)
             .map(|route| (route.dst, route.gateway))
             .collect();
     }

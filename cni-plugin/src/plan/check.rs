@@ -63,7 +63,7 @@ pub fn check(
         let there = |(dst, gw): &(IpNetwork, Option<IpAddr>)| {
             *dst == route.dst && (route.gw.is_none() || *gw == route.gw)
         };
-        if route.table.is_none() && !seen.routes.iter().any(there) {
+        if !seen.routes.iter().any(there) {
             wrong.push(format!("no route to {}", route.dst));
         }
     }

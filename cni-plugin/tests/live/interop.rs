@@ -5,7 +5,8 @@ use std::path::Path;
 
 use api::cni::{AddResult, ConfList};
 use linux::Host;
-use linux::exec::Exec;
+use linux::exec::{Exec, Output};
+use linux::route::{RouteFilter, TABLE_ANY, TABLE_MAIN};
 use serde_json::{Map, Value, json};
 
 use crate::lab::{Node, PLUGIN, Pod, V4};
@@ -70,8 +71,16 @@ fn leases_are_shared_with_host_local() {
 /// Where Debian puts the reference plugins.
 const REFERENCE: &str = "/usr/lib/cni";
 
-/// Calls plugin number `at` of the list as a runtime does, in the node's namespace.
+/// Calls plugin number `at` of the list as a runtime does, in the node's namespace; it must succeed.
 fn call(node: &Node, list: &ConfList, at: usize, verb: &str, pod: &Pod, input: &Value) -> String {
+    let output = output(node, list, at, verb, pod, input);
+    let (kind, text) = (list.plugin_type(at).unwrap(), output.text());
+    assert!(output.status.success(), "{verb} of {kind}: {text}");
+    text
+}
+
+/// The same, whatever comes of it.
+fn output(node: &Node, list: &ConfList, at: usize, verb: &str, pod: &Pod, input: &Value) -> Output {
     let kind = list.plugin_type(at).unwrap();
     let program = if kind == "seaway-cni" {
         PLUGIN.into()
@@ -88,10 +97,7 @@ fn call(node: &Node, list: &ConfList, at: usize, verb: &str, pod: &Pod, input: &
         ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
     ];
     let exec = Exec::new(program).env_only(env).stdin(input.to_string());
-    let output = node.netns.run(|| exec.output()).unwrap().unwrap();
-    let text = output.text();
-    assert!(output.status.success(), "{verb} of {kind}: {text}");
-    text
+    node.netns.run(|| exec.output()).unwrap().unwrap()
 }
 
 /// ADD of each plugin of the list; the last one's result.
@@ -224,10 +230,25 @@ fn each_reference_plugin_does_its_work_behind_ours() {
         };
         let said = look(netns, command).unwrap_or_default();
         assert!(said.contains(expect), "{kind}: {command}: {said}");
-        // The other two move the pod's routes to tables of their own, where CHECK does not look for them.
-        if kind == "firewall" {
-            let input = list.plugin_input(0, &none, Some(&last));
-            call(&node, &list, 0, "CHECK", &pod, &input);
+        // Two of them move the pod's routes to tables of their own.
+        let input = list.plugin_input(0, &none, Some(&last));
+        call(&node, &list, 0, "CHECK", &pod, &input);
+        if kind == "sbr" {
+            let mut host = pod.kernel();
+            let of_link = RouteFilter {
+                dev: Some("eth0"),
+                table: Some(TABLE_ANY),
+                ..RouteFilter::default()
+            };
+            let routes = host.routes(&of_link).unwrap();
+            let moved = routes.iter().find(|route| route.is_default()).unwrap();
+            assert_ne!(moved.table, TABLE_MAIN);
+            host.del_route(moved).unwrap();
+            let output = output(&node, &list, 0, "CHECK", &pod, &input);
+            assert!(!output.status.success());
+            let said = output.text();
+            assert!(said.contains("no route to 0.0.0.0/0"), "{said}");
+            host.add_route(moved).unwrap();
         }
         del(&node, &list, &pod, &none, &last);
         let said = look(netns, command).unwrap_or_default();

@@ -17,6 +17,9 @@ pub const PROTOCOL_SEAWAY: u8 = 83;
 /// `RTPROT_BOOT`, which `ip route add` uses.
 pub const PROTOCOL_BOOT: u8 = 3;
 
+/// Every table, in a [`RouteFilter`] (`RT_TABLE_UNSPEC`).
+pub const TABLE_ANY: u32 = 0;
+
 /// The main routing table.
 pub const TABLE_MAIN: u32 = 254;
 
@@ -169,7 +172,7 @@ impl std::fmt::Display for Route {
 pub struct RouteFilter<'a> {
     /// Only this family.
     pub ipv6: Option<bool>,
-    /// Only this table; none: the main table.
+    /// Only this table, or [`TABLE_ANY`]; none: the main table.
     pub table: Option<u32>,
     /// Only of this maker.
     pub protocol: Option<u8>,
@@ -181,7 +184,7 @@ impl RouteFilter<'_> {
     /// Whether `route` is asked for. The kernel filters most of it already, if it is new enough.
     pub(crate) fn wants(&self, route: &Route) -> bool {
         self.ipv6.is_none_or(|v6| v6 == route.dst.is_ipv6())
-            && route.table == self.table.unwrap_or(TABLE_MAIN)
+            && [route.table, TABLE_ANY].contains(&self.table.unwrap_or(TABLE_MAIN))
             && self.protocol.is_none_or(|p| p == route.protocol)
             && self.dev.is_none_or(|dev| route.dev.as_deref() == Some(dev))
     }
