@@ -104,23 +104,32 @@ impl Hosts<'_> {
     }
 }
 
+/// What takes back the steps that were run, in their order.
+#[derive(Debug, Default)]
+pub struct Done(Vec<Step>);
+
+impl Done {
+    /// Takes them back, last first; gives what failed.
+    pub fn take_back(&self, hosts: &mut Hosts<'_>) -> Vec<Error> {
+        let back = self.0.iter().rev();
+        back.filter_map(|step| hosts.run(step).err()).collect()
+    }
+}
+
 /// Runs all steps. When one fails, those before it are taken back, last first.
 ///
 /// # Errors
 /// The step that failed, and whatever could not be taken back.
-pub fn apply(steps: &[Step], hosts: &mut Hosts<'_>) -> std::result::Result<(), ApplyError> {
-    let mut undo = Vec::new();
+pub fn apply(steps: &[Step], hosts: &mut Hosts<'_>) -> std::result::Result<Done, ApplyError> {
+    let mut done = Done::default();
     for step in steps {
         if let Err(cause) = hosts.run(step) {
-            let failed = undo.iter().rev().filter_map(|back| hosts.run(back).err());
-            return Err(ApplyError {
-                cause,
-                left: failed.collect(),
-            });
+            let left = done.take_back(hosts);
+            return Err(ApplyError { cause, left });
         }
-        undo.extend(step.undo());
+        done.0.extend(step.undo());
     }
-    Ok(())
+    Ok(done)
 }
 
 /// Runs all steps whatever fails.

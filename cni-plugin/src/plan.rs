@@ -15,7 +15,7 @@ use crate::observe::Leftover;
 use crate::request::Net;
 use crate::step::{Mac, Side, Step};
 
-pub use add::{AddPlan, Addresses, plan_add};
+pub use add::{AddPlan, Addresses, plan_add, plan_wire};
 pub use addition::{Addition, Target, entries_of, ifb_name, plan_addition, ports_of};
 pub use check::{check, check_addition, check_limits};
 

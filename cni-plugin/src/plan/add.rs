@@ -69,7 +69,37 @@ impl Addresses {
     }
 }
 
-/// Plans ADD.
+/// Whether the pair is made before there are addresses: a plugin that gives them may need it, as DHCP
+/// does.
+fn is_wired_first(net: &Net) -> bool {
+    net.ipam_plugin.is_some()
+}
+
+/// Plans what comes before a plugin is asked for addresses: the bridge and the pair, so that packets
+/// pass.
+///
+/// # Errors
+/// As [`plan_add`].
+pub fn plan_wire(net: &Net, pod: &Pod, seen: &Observed) -> Result<Vec<Step>, Error> {
+    refuse_second(pod, seen)?;
+    let (mut steps, _) = plan_bridge(net, &[], seen)?;
+    let host_link = host_link_name(&net.name, &pod.owner);
+    steps.extend(plan_pair(
+        net,
+        pod,
+        &host_link,
+        pod_mac(net, pod, &[]),
+        seen,
+    ));
+    if net.bridge.container_interface {
+        let up = LinkChange::up();
+        steps.push(Step::SetLink(Side::Pod, pod.owner.ifname.clone(), up));
+        steps.push(Step::AwaitPort(host_link));
+    }
+    Ok(steps)
+}
+
+/// Plans ADD; what is left of it where [`plan_wire`] came before.
 ///
 /// # Errors
 /// The pod has the interface already, or the bridge cannot serve this network.
@@ -80,45 +110,15 @@ pub fn plan_add(
     seen: &Observed,
 ) -> Result<AddPlan, Error> {
     let ifname = &pod.owner.ifname;
-    if seen.pod_links.contains(ifname) {
-        let why = format!(
-            "CNI_IFNAME: {ifname} exists in {} already",
-            pod.netns.display()
-        );
-        return Err(Error::new(ErrorCode::INVALID_ENVIRONMENT, why));
-    }
     let leases = &addresses.leases;
-    let (mut steps, bridge_mac) = plan_bridge(net, leases, seen)?;
     let host_link = host_link_name(&net.name, &pod.owner);
-    let host_mac = mac_of_owner(0x5b, &net.name, &pod.owner);
-    let first = leases
-        .iter()
-        .find(|l| l.address.is_ipv4())
-        .or(leases.first());
-    let natural = first.map_or_else(
-        || mac_of_owner(0x5a, &net.name, &pod.owner),
-        |lease| mac_of(lease.address.ip()),
-    );
-    let pod_mac = pod.mac.unwrap_or(natural);
-    steps.push(Step::AddVeth(NewVeth {
-        name: host_link.clone(),
-        mac: Some(host_mac),
-        mtu: net.bridge.mtu,
-        master: Some(net.bridge.name.clone()),
-        peer_name: ifname.clone(),
-        peer_mac: Some(pod_mac),
-        peer_netns: None,
-    }));
-    let port = LinkChange {
-        hairpin: net.bridge.hairpin.then_some(true),
-        isolated: net.bridge.isolated.then_some(true),
-        alias: Some(alias(&net.name, &pod.owner)),
-        ..LinkChange::up()
-    };
-    steps.push(Step::SetLink(Side::Node, host_link.clone(), port));
-    steps.extend(port_vlans(net, &host_link));
-    if !seen.lo_up {
-        steps.push(Step::SetLink(Side::Pod, "lo".to_owned(), LinkChange::up()));
+    let pod_mac = pod_mac(net, pod, leases);
+    if !is_wired_first(net) {
+        refuse_second(pod, seen)?;
+    }
+    let (mut steps, bridge_mac) = plan_bridge(net, leases, seen)?;
+    if !is_wired_first(net) {
+        steps.extend(plan_pair(net, pod, &host_link, pod_mac, seen));
     }
     let routes = pod_routes(net, addresses);
     if net.bridge.container_interface {
@@ -149,12 +149,67 @@ pub fn plan_add(
     Ok(AddPlan {
         steps,
         host_link,
-        host_mac,
+        host_mac: host_mac(net, pod),
         pod_mac,
         bridge_mac,
         routes,
         addition,
     })
+}
+
+/// ADD must not come twice.
+fn refuse_second(pod: &Pod, seen: &Observed) -> Result<(), Error> {
+    let ifname = &pod.owner.ifname;
+    if !seen.pod_links.contains(ifname) {
+        return Ok(());
+    }
+    let why = format!(
+        "CNI_IFNAME: {ifname} exists in {} already",
+        pod.netns.display()
+    );
+    Err(Error::new(ErrorCode::INVALID_ENVIRONMENT, why))
+}
+
+/// The hardware address of the node's end.
+fn host_mac(net: &Net, pod: &Pod) -> Mac {
+    mac_of_owner(0x5b, &net.name, &pod.owner)
+}
+
+/// The hardware address of the pod's end. Where it follows from the address, neighbours that remember
+/// another pod with it are right about this one.
+fn pod_mac(net: &Net, pod: &Pod, leases: &[Lease]) -> Mac {
+    let ipv4 = leases.iter().find(|l| l.address.is_ipv4());
+    let first = ipv4.or(leases.first()).filter(|_| !is_wired_first(net));
+    let natural = first.map_or_else(
+        || mac_of_owner(0x5a, &net.name, &pod.owner),
+        |lease| mac_of(lease.address.ip()),
+    );
+    pod.mac.unwrap_or(natural)
+}
+
+/// The pair, its port on the bridge, and the pod's `lo`.
+fn plan_pair(net: &Net, pod: &Pod, host_link: &str, pod_mac: Mac, seen: &Observed) -> Vec<Step> {
+    let mut steps = vec![Step::AddVeth(NewVeth {
+        name: host_link.to_owned(),
+        mac: Some(host_mac(net, pod)),
+        mtu: net.bridge.mtu,
+        master: Some(net.bridge.name.clone()),
+        peer_name: pod.owner.ifname.clone(),
+        peer_mac: Some(pod_mac),
+        peer_netns: None,
+    })];
+    let port = LinkChange {
+        hairpin: net.bridge.hairpin.then_some(true),
+        isolated: net.bridge.isolated.then_some(true),
+        alias: Some(alias(&net.name, &pod.owner)),
+        ..LinkChange::up()
+    };
+    steps.push(Step::SetLink(Side::Node, host_link.to_owned(), port));
+    steps.extend(port_vlans(net, host_link));
+    if !seen.lo_up {
+        steps.push(Step::SetLink(Side::Pod, "lo".to_owned(), LinkChange::up()));
+    }
+    steps
 }
 
 /// The pod's end: up, with its addresses.
@@ -172,7 +227,8 @@ fn plan_inside(net: &Net, pod: &Pod, addresses: &Addresses, seen: &Observed) -> 
         Step::EnsureAddr(Side::Pod, ifname.clone(), addr)
     };
     let up = Step::SetLink(Side::Pod, ifname.clone(), LinkChange::up());
-    if pod.mac.is_none() {
+    let is_wired = is_wired_first(net);
+    if pod.mac.is_none() && !is_wired {
         steps.push(up);
         steps.extend(addresses.leases.iter().map(add));
         return steps;
@@ -185,6 +241,9 @@ fn plan_inside(net: &Net, pod: &Pod, addresses: &Addresses, seen: &Observed) -> 
             let name = if ipv4 { "arp_notify" } else { "ndisc_notify" };
             steps.push(sysctl(format!("net/{key}/conf/{ifname}/{name}"), "1"));
         }
+    }
+    if is_wired {
+        steps.push(Step::SetLink(Side::Pod, ifname.clone(), LinkChange::down()));
     }
     let (v4, v6): (Vec<&Lease>, Vec<&Lease>) =
         addresses.leases.iter().partition(|l| l.address.is_ipv4());

@@ -56,13 +56,16 @@ pub(super) fn plan_bridge(
                 mtu: conf.mtu,
             }));
             if gateways.iter().any(IpNetwork::is_ipv6) {
-                // The node routes for its pods; a pod must not route for the node.
-                let key = format!("net/ipv6/conf/{}/accept_ra", conf.name);
-                steps.push(Step::EnsureSysctl(Side::Node, key, "0".to_owned()));
+                steps.push(accept_ra_off(&conf.name));
             }
             (&nothing, mac)
         }
     };
+    // A plugin tells its addresses only when the bridge is there.
+    if seen.bridge.is_some() && net.ipam_plugin.is_some() {
+        let new = |g: &IpNetwork| g.is_ipv6() && !there.addrs.contains(g);
+        steps.extend(gateways.iter().any(new).then(|| accept_ra_off(&conf.name)));
+    }
     let promisc = (conf.promisc && !there.promisc).then_some(true);
     let vlan_filtering = (conf.vlans.is_some() && !there.vlan_filtering).then_some(true);
     if !there.up || promisc.is_some() || vlan_filtering.is_some() {
@@ -98,6 +101,12 @@ pub(super) fn plan_bridge(
         }
     }
     Ok((steps, mac))
+}
+
+/// The node routes for its pods; a pod must not route for the node.
+fn accept_ra_off(bridge: &str) -> Step {
+    let key = format!("net/ipv6/conf/{bridge}/accept_ra");
+    Step::EnsureSysctl(Side::Node, key, "0".to_owned())
 }
 
 /// In a VLAN the gateway is not the bridge but the other end of a port of its own, named like the

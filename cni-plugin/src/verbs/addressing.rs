@@ -25,19 +25,11 @@ pub struct Call<'a> {
     pub conf: &'a Value,
 }
 
-/// Gets addresses for a pod; none without anyone to give them.
+/// Gets addresses for a pod from the built-in allocator; none without ranges.
 ///
 /// # Errors
-/// The pool is full, the files cannot be written, the plugin's error. Nothing is taken then.
-pub(super) fn acquire(
-    net: &Net,
-    pod: &Pod,
-    node: &mut dyn Host,
-    call: Call<'_>,
-) -> Result<Addresses, Error> {
-    if let Some(name) = &net.ipam_plugin {
-        return acquire_from(net, name, call);
-    }
+/// The pool is full, the files cannot be written. Nothing is taken then.
+pub(super) fn acquire(net: &Net, pod: &Pod, node: &mut dyn Host) -> Result<Addresses, Error> {
     let Some(ipam) = &net.ipam else {
         return Ok(Addresses::default());
     };
@@ -47,7 +39,11 @@ pub(super) fn acquire(
     Ok(Addresses::leased(net, leases, dns))
 }
 
-fn acquire_from(net: &Net, name: &str, call: Call<'_>) -> Result<Addresses, Error> {
+/// Gets addresses for a pod from plugin `name`.
+///
+/// # Errors
+/// The plugin's error. It was told to give back what it may have taken then.
+pub(super) fn acquire_from(net: &Net, name: &str, call: Call<'_>) -> Result<Addresses, Error> {
     let given = delegate::call(call.env, "ADD", name, call.conf)
         .and_then(|value| delegate::addresses(net, name, &value));
     given.map_err(|error| {

@@ -10,11 +10,11 @@ use super::errors::{gathered, kernel, kernel_text, with_cleanup};
 use crate::apply::{Hosts, apply, apply_all};
 use crate::firewall::Firewall;
 use crate::observe::{
-    observe_add, observe_check, observe_del, observe_gc, observe_limits, observe_target,
+    Observed, observe_add, observe_check, observe_del, observe_gc, observe_limits, observe_target,
 };
 use crate::plan::{
-    check, check_addition, entries_of, host_link_name, plan_add, plan_addition, plan_del, plan_gc,
-    ports_of,
+    Addresses, check, check_addition, entries_of, host_link_name, plan_add, plan_addition,
+    plan_del, plan_gc, plan_wire, ports_of,
 };
 use crate::request::{Net, Pod};
 use crate::result::result;
@@ -32,16 +32,15 @@ pub fn add(
     call: Call<'_>,
 ) -> Result<AddResult, Error> {
     let seen = observe_add(net, node, inside).map_err(kernel)?;
-    if net.ipam_plugin.is_some() && seen.pod_links.contains(&pod.owner.ifname) {
-        // The plugin would be told to give back what the pod has.
-        let ifname = &pod.owner.ifname;
-        let why = format!(
-            "CNI_IFNAME: {ifname} exists in {} already",
-            pod.netns.display()
-        );
-        return Err(Error::new(ErrorCode::INVALID_ENVIRONMENT, why));
+    if let Some(name) = &net.ipam_plugin {
+        let mut hosts = Hosts {
+            node,
+            pod: Some(inside),
+            firewall,
+        };
+        return add_wired(net, pod, name, &seen, &mut hosts, call);
     }
-    let addresses = addressing::acquire(net, pod, node, call)?;
+    let addresses = addressing::acquire(net, pod, node)?;
     let mut attach = || -> Result<AddResult, Error> {
         let plan = plan_add(net, pod, &addresses, &seen)?;
         let mut hosts = Hosts {
@@ -53,6 +52,52 @@ pub fn add(
         Ok(result(net, pod, &addresses, &plan))
     };
     attach().map_err(|error| with_cleanup(error, addressing::release(net, &pod.owner, call)))
+}
+
+/// ADD with addresses of a plugin, which finds the pod's interface there and packets passing.
+fn add_wired(
+    net: &Net,
+    pod: &Pod,
+    name: &str,
+    seen: &Observed,
+    hosts: &mut Hosts<'_>,
+    call: Call<'_>,
+) -> Result<AddResult, Error> {
+    let steps = plan_wire(net, pod, seen)?;
+    let wired = apply(&steps, hosts).map_err(|e| kernel_text(&e.cause, &e))?;
+    let mut attach = || -> Result<AddResult, Error> {
+        let addresses = addressing::acquire_from(net, name, call)?;
+        // The plugin is told while the interface is still there.
+        address(net, pod, &addresses, hosts)
+            .map_err(|error| with_cleanup(error, addressing::release(net, &pod.owner, call)))
+    };
+    attach().map_err(|error| {
+        let left = wired.take_back(hosts).into_iter().map(kernel);
+        match gathered(std::iter::once(error.clone()).chain(left)) {
+            Ok(()) => error,
+            Err(all) => all,
+        }
+    })
+}
+
+/// What is left of ADD when the interface is there.
+fn address(
+    net: &Net,
+    pod: &Pod,
+    addresses: &Addresses,
+    hosts: &mut Hosts<'_>,
+) -> Result<AddResult, Error> {
+    let Some(inside) = &mut hosts.pod else {
+        return Err(Error::new(ErrorCode::IO, "the pod's namespace is not open"));
+    };
+    let mut seen = observe_add(net, hosts.node, *inside).map_err(kernel)?;
+    if let Some(bridge) = &mut seen.bridge {
+        // Others' ports are those that stand against another address of the bridge.
+        bridge.ports = bridge.ports.saturating_sub(1);
+    }
+    let plan = plan_add(net, pod, addresses, &seen)?;
+    apply(&plan.steps, hosts).map_err(|e| kernel_text(&e.cause, &e))?;
+    Ok(result(net, pod, addresses, &plan))
 }
 
 /// ADD behind other plugins: host ports and rate limits for the pod of their result, which is
@@ -107,6 +152,13 @@ pub fn del(
         firewall,
     };
     let seen = observe_del(net, owner, &mut hosts).map_err(kernel)?;
+    if net.ipam_plugin.is_some() {
+        // It may need the interface to give the address back, as DHCP does.
+        let released = addressing::release(net, owner, call);
+        let removed = apply_all(&plan_del(net, owner, &seen), &mut hosts);
+        let failed = removed.err().unwrap_or_default().into_iter().map(kernel);
+        return gathered(failed.chain(released.err()));
+    }
     match apply_all(&plan_del(net, owner, &seen), &mut hosts) {
         // The address is free only when no interface and no host port has it.
         Ok(()) => addressing::release(net, owner, call),

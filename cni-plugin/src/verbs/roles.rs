@@ -22,7 +22,7 @@ pub(super) fn host_local(command: Command, env: Env<'_>, conf: &Value) -> Result
     let answer = match verb {
         Verb::Add(pod) | Verb::AddTo(pod, _) => {
             let mut node = Kernel::open().map_err(kernel)?;
-            addressing::acquire(&net, &pod, &mut node, call).and_then(|addresses| {
+            addressing::acquire(&net, &pod, &mut node).and_then(|addresses| {
                 printed(ipam_result(&addresses), version).map_err(|error| {
                     let back = addressing::release(&net, &pod.owner, call);
                     super::errors::with_cleanup(error, back)

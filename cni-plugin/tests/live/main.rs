@@ -9,6 +9,7 @@
 
 mod compare;
 mod containerd;
+mod dhcp;
 mod interop;
 mod kill;
 mod lab;
