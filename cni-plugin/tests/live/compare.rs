@@ -61,7 +61,7 @@ impl Side {
             ("CNI_IFNAME", "eth0"),
             ("CNI_PATH", &path),
             ("CNI_ARGS", call.args),
-            ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
+            ("PATH", crate::lab::path()),
         ];
         env.retain(|(key, _)| !call.without.contains(key));
         let exec = Exec::new(self.bin.join(call.plugin));

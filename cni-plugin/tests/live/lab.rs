@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use api::cni::{AddResult, Error, ErrorCode};
@@ -16,6 +18,33 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The plugin.
 pub(crate) const PLUGIN: &str = env!("CARGO_BIN_EXE_seaway-cni");
+
+/// Where programs are looked for.
+const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// `PATH` for the reference plugins, which take the kind of iptables that the machine calls so: where
+/// that one makes no chains in this kernel, the old kind stands before it.
+pub(crate) fn path() -> &'static str {
+    static FOUND: OnceLock<String> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        let netns = NetNs::anonymous().unwrap();
+        let probe = Exec::new("iptables").args(["-t", "nat", "-N", "PROBE"]);
+        if netns.run(|| probe.run()).unwrap().is_ok() {
+            return PATH.to_owned();
+        }
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("old-iptables");
+        std::fs::create_dir_all(&dir).unwrap();
+        for family in ["iptables", "ip6tables"] {
+            for more in ["", "-save", "-restore"] {
+                let link = dir.join(format!("{family}{more}"));
+                // It may be there from before.
+                let made = symlink("/usr/sbin/xtables-legacy-multi", &link);
+                assert!(made.is_ok() || link.is_symlink(), "{made:?}");
+            }
+        }
+        format!("{}:{PATH}", dir.display())
+    })
+}
 
 /// Ranges of one family.
 pub(crate) const V4: &str = "10.244.7.0/24";

@@ -43,7 +43,7 @@ fn talk(lab: &Lab, from: &str, to: &str, family: usize) -> Talk {
 
 #[test]
 fn a_change_cuts_what_it_forbids_and_nothing_else() {
-    if !lab::has_rights("a_change_cuts_what_it_forbids_and_nothing_else") {
+    if !lab::can_run("a_change_cuts_what_it_forbids_and_nothing_else") {
         return;
     }
     for options in [Options::default(), lab::ROUTED] {
@@ -85,7 +85,7 @@ fn cut_what_is_forbidden(mut lab: Lab) {
 
 #[test]
 fn a_label_that_goes_takes_the_connection_with_it() {
-    if !lab::has_rights("a_label_that_goes_takes_the_connection_with_it") {
+    if !lab::can_run("a_label_that_goes_takes_the_connection_with_it") {
         return;
     }
     let mut lab = Lab::new();
@@ -110,7 +110,7 @@ fn a_label_that_goes_takes_the_connection_with_it() {
 
 #[test]
 fn services_are_judged_by_who_stands_behind_them() {
-    if !lab::has_rights("services_are_judged_by_who_stands_behind_them") {
+    if !lab::can_run("services_are_judged_by_who_stands_behind_them") {
         return;
     }
     for options in [Options::default(), lab::ROUTED] {
@@ -152,7 +152,7 @@ fn judged_behind_services(mut lab: Lab) {
 
 #[test]
 fn a_restart_changes_nothing_and_opens_nothing() {
-    if !lab::has_rights("a_restart_changes_nothing_and_opens_nothing") {
+    if !lab::can_run("a_restart_changes_nothing_and_opens_nothing") {
         return;
     }
     let mut lab = Lab::new();
@@ -247,7 +247,7 @@ fn listing(netns: &linux::NetNs, table: &[&str]) -> Vec<String> {
 #[test]
 fn what_others_change_is_put_in_order_and_theirs_is_left() {
     let test = "what_others_change_is_put_in_order_and_theirs_is_left";
-    if !lab::has_rights(test) {
+    if !lab::can_run(test) {
         return;
     }
     let mut lab = Lab::with(lab::ROUTED);
@@ -317,7 +317,7 @@ fn ip_link(netns: &linux::NetNs, words: &[&str]) {
 /// It is the table for the bridge that brings packets before the rules, in both families.
 #[test]
 fn without_br_netfilter_bridges_judge_by_their_own_table() {
-    if !lab::has_rights("without_br_netfilter_bridges_judge_by_their_own_table") {
+    if !lab::can_run("without_br_netfilter_bridges_judge_by_their_own_table") {
         return;
     }
     let mut lab = Lab::with(lab::ROUTED);
@@ -344,7 +344,7 @@ fn without_br_netfilter_bridges_judge_by_their_own_table() {
 /// A pod that comes while no daemon runs is closed, if the operator chose so; else it is open.
 #[test]
 fn pods_that_nobody_knows_wait_if_asked_for() {
-    if !lab::has_rights("pods_that_nobody_knows_wait_if_asked_for") {
+    if !lab::can_run("pods_that_nobody_knows_wait_if_asked_for") {
         return;
     }
     for deny_unknown in [false, true] {
@@ -374,7 +374,7 @@ fn pods_that_nobody_knows_wait_if_asked_for() {
 
 #[test]
 fn a_thousand_pods_come_and_go_as_elements() {
-    if !lab::has_rights("a_thousand_pods_come_and_go_as_elements") {
+    if !lab::can_run("a_thousand_pods_come_and_go_as_elements") {
         return;
     }
     let mut lab = Lab::new();

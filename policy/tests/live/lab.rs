@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use api::watch::Event;
 use linux::exec::Exec;
 use linux::link::{LinkChange, NewBridge, NewVeth};
+use linux::nftables::{Family, Nftables};
 use linux::{Host, Kernel, NetNs};
 use policy::enforcer::{Input, Report};
 use policy::{Bridged, Enforcer, Options};
@@ -76,13 +77,19 @@ pub(crate) fn nft(netns: &NetNs, words: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Without the rights there is no lab; that is said.
-pub(crate) fn has_rights(test: &str) -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    if !root {
+/// Without the rights, and without tables of nf_tables, there is no lab; that is said.
+pub(crate) fn can_run(test: &str) -> bool {
+    if !nix::unistd::geteuid().is_root() {
         println!("SKIPPED {test}: needs root");
+        return false;
     }
-    root
+    let netns = NetNs::anonymous().unwrap();
+    let has = netns.run(|| Nftables::has_family(Family::Inet).unwrap());
+    let has = has.unwrap();
+    if !has {
+        println!("SKIPPED {test}: this kernel has no tables of nf_tables for IP");
+    }
+    has
 }
 
 /// As on a kernel without br_netfilter: nothing that crosses a bridge meets the hooks of IP.

@@ -26,7 +26,7 @@ use probe::{PORTS, Target, probe};
 /// model of its own must say the same.
 #[test]
 fn reachability() {
-    if lab::has_rights("reachability") {
+    if lab::can_run("reachability") {
         reachable(Lab::new());
     }
 }
@@ -34,7 +34,7 @@ fn reachability() {
 /// The same on a kernel whose bridges hand nothing to the hooks of IP.
 #[test]
 fn reachability_without_br_netfilter() {
-    if lab::has_rights("reachability_without_br_netfilter") {
+    if lab::can_run("reachability_without_br_netfilter") {
         reachable(Lab::with(lab::ROUTED));
     }
 }
