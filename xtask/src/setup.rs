@@ -33,6 +33,7 @@ const TEST_PACKAGES: &[(&str, &str)] = &[
     ("protobuf-compiler libprotobuf-dev", "protoc"),
     ("containerd", "containerd"), // a real runtime for the CNI plugin
     ("runc", "runc"),             // what it runs containers with
+    ("strace", "strace"),         // kills the CNI plugin before each of its changes
 ];
 
 /// A file of Debian's containernetworking-plugins, which our CNI plugin is compared with.

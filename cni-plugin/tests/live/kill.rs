@@ -1,12 +1,13 @@
 //! The plugin killed (SIGKILL) at many instants of its life.
 
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use linux::Host;
 use linux::exec::Exec;
 use serde_json::{Value, json};
 
-use crate::lab::{Node, Pod, V4, V6};
+use crate::lab::{Node, PLUGIN, Pod, V4, V6};
 
 /// Everything that a pod can have.
 fn everything(node: &Node) -> Value {
@@ -37,6 +38,7 @@ fn killed_at_any_time_del_or_gc_cleans_up() {
     let warm = Pod::new("warm");
     let add = |pod: &Pod| node.exec("ADD", &pod.name, Some(pod.netns.path()), &conf);
     // The first makes what stays, and is slower.
+    node.make_bridge();
     node.call(&add(&warm)).unwrap();
     node.del(&warm).unwrap();
     let start = Instant::now();
@@ -78,6 +80,88 @@ fn killed_at_any_time_del_or_gc_cleans_up() {
     }
     println!("{killed} killed, {done} done before");
     assert!(killed > 5, "{killed} of 60 were killed");
+}
+
+/// Calls by which the plugin changes anything: messages to the kernel, files, what it prints.
+const CHANGES: [&str; 3] = ["sendto,sendmsg", "write", "rename,unlink"];
+
+/// The plugin, killed just before its `n`th call of one of these.
+fn killed_before(strace: &Path, calls: &str, n: u32) -> Exec {
+    let trace = format!("trace={calls}");
+    // The error keeps the kernel from doing it all the same.
+    let inject = format!("inject={calls}:error=EIO:signal=KILL:when={n}");
+    let exec = Exec::new(strace).args(["-f", "-qq", "-o", "/dev/null"]);
+    exec.args(["-e", &trace, "-e", &inject, PLUGIN])
+}
+
+/// The program that stops another at its calls, where this machine lets it.
+fn strace(test: &str) -> Option<PathBuf> {
+    let Some(strace) = linux::exec::which("strace") else {
+        println!("SKIPPED {test}: strace is not installed");
+        return None;
+    };
+    let nothing = ["-qq", "-o", "/dev/null", "true"];
+    match Exec::new(&strace).args(nothing).run() {
+        Ok(_) => Some(strace),
+        Err(error) => {
+            println!("SKIPPED {test}: this machine lets nobody trace: {error}");
+            None
+        }
+    }
+}
+
+/// Killed before each of its changes in turn: nothing is left after DEL, nor after GC.
+#[test]
+fn killed_before_each_change_del_or_gc_cleans_up() {
+    let test = "killed_before_each_change_del_or_gc_cleans_up";
+    let Some(strace) = strace(test) else {
+        return;
+    };
+    let Some(node) = Node::new(test, &[V4, V6]) else {
+        return;
+    };
+    let conf = everything(&node);
+    let add = |pod: &Pod| node.exec("ADD", &pod.name, Some(pod.netns.path()), &conf);
+    let warm = Pod::new("warm");
+    node.make_bridge();
+    node.call(&add(&warm)).unwrap();
+    node.del(&warm).unwrap();
+    let before = state(&node);
+    let mut killed = 0;
+    for calls in CHANGES {
+        for n in 1.. {
+            let mut whole = false;
+            for gc in [false, true] {
+                let at = format!("before {calls} {n}, GC {gc}");
+                let pod = Pod::new(&format!("pod{n}"));
+                let netns = Some(pod.netns.path());
+                let exec = killed_before(&strace, calls, n);
+                let exec = node.exec_by(exec, "ADD", &pod.name, netns.clone(), &conf);
+                let output = node.netns.run(|| exec.output()).unwrap().unwrap();
+                whole = output.status.success();
+                // It told of what it had done, or was killed.
+                assert_ne!(whole, output.stdout.is_empty(), "{at}: {output:?}");
+                if gc {
+                    let mut gc = node.conf();
+                    gc["cni.dev/valid-attachments"] = json!([]);
+                    node.call(&node.exec("GC", "x", None, &gc)).unwrap();
+                } else {
+                    // With and without the pod's namespace.
+                    let netns = netns.filter(|_| n % 2 == 0);
+                    node.del_by_name(&pod.name, netns).unwrap();
+                }
+                assert!(node.leases().is_empty(), "{at}");
+                assert_eq!(state(&node), before, "{at}");
+                assert_eq!(pod.kernel().links().unwrap().len(), 1, "{at}");
+            }
+            if whole {
+                break;
+            }
+            killed += 1;
+        }
+    }
+    println!("killed before {killed} changes");
+    assert!(killed > 30, "{killed} changes are too few to be all");
 }
 
 fn libc_etimedout() -> i32 {

@@ -114,6 +114,18 @@ impl Node {
         netns: Option<PathBuf>,
         conf: &Value,
     ) -> Exec {
+        self.exec_by(Exec::new(PLUGIN), verb, name, netns, conf)
+    }
+
+    /// The same by another program, which runs the plugin.
+    pub(crate) fn exec_by(
+        &self,
+        program: Exec,
+        verb: &str,
+        name: &str,
+        netns: Option<PathBuf>,
+        conf: &Value,
+    ) -> Exec {
         let netns = netns
             .map(|path| path.display().to_string())
             .unwrap_or_default();
@@ -128,7 +140,7 @@ impl Node {
             ),
             ("CNI_PATH", "/opt/cni/bin"),
         ];
-        Exec::new(PLUGIN)
+        program
             .env_only(env)
             .stdin(conf.to_string())
             .timeout(Duration::from_secs(60))
