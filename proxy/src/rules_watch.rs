@@ -37,7 +37,7 @@ impl RulesWatch {
         loop {
             match monitor.readable().await {
                 Ok(mut guard) => {
-                    let changed = drain(monitor.get_ref(), planes, |_| true);
+                    let changed = drain(monitor.get_ref(), planes);
                     guard.clear_ready();
                     if changed {
                         return;
@@ -49,20 +49,20 @@ impl RulesWatch {
     }
 
     /// Takes in all notifications that are there; true when somebody may have changed objects of
-    /// one of `planes` that `counts`.
-    pub fn drain(&self, planes: &mut Planes, counts: impl Fn(&dyn Backend) -> bool) -> bool {
+    /// one of `planes`.
+    pub fn drain(&self, planes: &mut Planes) -> bool {
         let monitor = self.monitor.as_ref();
-        monitor.is_some_and(|monitor| drain(monitor.get_ref(), planes, counts))
+        monitor.is_some_and(|monitor| drain(monitor.get_ref(), planes))
     }
 }
 
-fn drain(monitor: &Monitor, planes: &mut Planes, counts: impl Fn(&dyn Backend) -> bool) -> bool {
+fn drain(monitor: &Monitor, planes: &mut Planes) -> bool {
     let mut changed = false;
     // A change is told before whoever made it.
     let mut whose: Option<Family> = None;
     monitor.drain(|seen| {
         for (family, plane) in planes.iter_mut() {
-            if plane.see(&seen) && counts(plane.as_ref()) {
+            if plane.see(&seen) {
                 changed = true;
                 whose = Some(*family).filter(|_| plane.own_port().is_some());
             }

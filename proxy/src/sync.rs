@@ -181,16 +181,15 @@ impl Engine {
                     self.pacer.changed(now);
                 }
                 Due::Sync => {
-                    // Notifications of our own writes are thrown away, not those from before.
-                    if watch.drain(&mut self.planes, |_| true) {
+                    if watch.drain(&mut self.planes) {
                         self.pacer.suspect(now);
                     }
                     self.sync();
-                    // Backends that know their own changes are not told of them.
-                    let knows = |plane: &dyn Backend| plane.own_port().is_some();
-                    if watch.drain(&mut self.planes, knows) {
+                    // What others did meanwhile: backends know their own changes.
+                    if watch.drain(&mut self.planes) {
                         self.pacer.suspect(now);
                     }
+                    self.planes.iter_mut().for_each(|(_, p)| p.seen_all());
                 }
             }
         }

@@ -54,6 +54,8 @@ pub struct Output {
     pub stdout: Vec<u8>,
     /// Its standard error.
     pub stderr: Vec<u8>,
+    /// Its number, by which the kernel may name it elsewhere; it has ended.
+    pub pid: u32,
 }
 
 impl Output {
@@ -204,6 +206,7 @@ impl Exec {
                 status: status.map_err(fail)?,
                 stdout,
                 stderr,
+                pid: child.id(),
             })
         })
     }

@@ -177,7 +177,18 @@ impl Iptables {
     /// # Errors
     /// The program's words, which name the line.
     pub fn restore(&self, text: &str) -> Result<()> {
-        self.restore_with(text, &[])
+        self.restore_with(text, &[]).map(drop)
+    }
+
+    /// As [`Iptables::restore`]; tells by which [`nftables::Edit::port`] notifications of nf_tables name
+    /// what was done: that of a program's first socket is its process number. The old kind, of which
+    /// the kernel tells nothing, has none.
+    ///
+    /// # Errors
+    /// The program's words, which name the line.
+    pub fn restore_as(&self, text: &str) -> Result<Option<u32>> {
+        let pid = self.restore_with(text, &[])?;
+        Ok(pid.filter(|_| self.backend == Backend::Nft))
     }
 
     /// Checks `text` without applying it.
@@ -185,15 +196,17 @@ impl Iptables {
     /// # Errors
     /// The program's words, which name the line.
     pub fn check(&self, text: &str) -> Result<()> {
-        self.restore_with(text, &["--test"])
+        self.restore_with(text, &["--test"]).map(drop)
     }
 
-    fn restore_with(&self, text: &str, more: &[&str]) -> Result<()> {
+    /// The number of the process that did it; none where there was nothing to do.
+    fn restore_with(&self, text: &str, more: &[&str]) -> Result<Option<u32>> {
         if text.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let exec = Exec::new(&self.restore).args(["-w", LOCK_SECONDS, "--noflush", "--counters"]);
-        exec.args(more).stdin(text).timeout(TIMEOUT).run().map(drop)
+        let exec = exec.args(more).stdin(text).timeout(TIMEOUT);
+        Ok(Some(exec.run()?.pid))
     }
 
     /// Takes these tables away where nothing is in them: chains go with `restore`, in nf_tables the

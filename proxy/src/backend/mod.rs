@@ -113,8 +113,11 @@ pub trait Backend: Send {
     /// been changed.
     fn see(&mut self, seen: &Notice<'_>) -> bool;
 
+    /// It has been told of all that was done to nf_tables by the end of its last sync, and before.
+    fn seen_all(&mut self) {}
+
     /// How the kernel names this backend as the maker of changes of nf_tables; of those it is not
-    /// told. `None`: it does not know its own changes from others'.
+    /// told. `None`: it has no name of its own.
     fn own_port(&self) -> Option<u32>;
 
     /// When the next sync is due although nothing changes.

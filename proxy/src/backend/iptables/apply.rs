@@ -36,11 +36,12 @@ pub trait Rules {
     /// The program's words.
     fn save(&mut self) -> linux::Result<String>;
 
-    /// Applies text for `iptables-restore --noflush`.
+    /// Applies text for `iptables-restore --noflush`. Gives the port by which notifications tell who
+    /// did it; none where nothing is told.
     ///
     /// # Errors
     /// The program's words. Tables before the one that failed are changed.
-    fn restore(&mut self, text: &str) -> linux::Result<()>;
+    fn restore(&mut self, text: &str) -> linux::Result<Option<u32>>;
 
     /// Takes tables away that nothing is in.
     ///
@@ -48,8 +49,9 @@ pub trait Rules {
     /// The kernel's refusal.
     fn remove_empty(&mut self, tables: &BTreeSet<Table>) -> linux::Result<()>;
 
-    /// Makes the counters that rules count into; false where there can be none.
-    fn ensure_counters(&mut self) -> bool;
+    /// Makes the counters that rules count into; false where there can be none. Adds who wrote rules for
+    /// that to `writers`.
+    fn ensure_counters(&mut self, writers: &mut Vec<Option<u32>>) -> bool;
 
     /// Takes those counters away that no rule counts into.
     fn remove_counters(&mut self);
@@ -65,16 +67,16 @@ impl Rules for Iptables {
         Self::save(self, None)
     }
 
-    fn restore(&mut self, text: &str) -> linux::Result<()> {
-        Self::restore(self, text)
+    fn restore(&mut self, text: &str) -> linux::Result<Option<u32>> {
+        self.restore_as(text)
     }
 
     fn remove_empty(&mut self, tables: &BTreeSet<Table>) -> linux::Result<()> {
         Self::remove_empty_tables(self, tables.iter().map(|table| table.name()))
     }
 
-    fn ensure_counters(&mut self) -> bool {
-        counters::ensure(self)
+    fn ensure_counters(&mut self, writers: &mut Vec<Option<u32>>) -> bool {
+        counters::ensure(self, writers)
     }
 
     fn remove_counters(&mut self) {
@@ -90,6 +92,8 @@ pub struct Plane<R> {
     seen: Option<Seen>,
     /// When the kernel last had all that was written, and by which stamp one can tell.
     intact: Option<(Stamp, Instant)>,
+    /// Who wrote in the last sync, for notifications of it; none of one that is not told of.
+    writers: Vec<Option<u32>>,
     /// Rules written by the last sync.
     last: BTreeMap<Table, usize>,
     /// Rules count into counters; `None`: not found out yet.
@@ -104,6 +108,7 @@ impl<R: Rules> Plane<R> {
             desired,
             seen: None,
             intact: None,
+            writers: Vec::new(),
             last: BTreeMap::new(),
             counted: None,
         }
@@ -143,6 +148,7 @@ impl<R: Rules> Plane<R> {
     /// # Errors
     /// The program's words; the next call compares everything.
     pub fn sync(&mut self) -> linux::Result<Report> {
+        self.writers.clear();
         let (change, mut seen, full) = match self.seen.take() {
             Some(seen) => (
                 diff::touched(self.desired.take_touched(), &seen),
@@ -150,25 +156,35 @@ impl<R: Rules> Plane<R> {
                 false,
             ),
             None => {
-                let rules = &mut self.rules;
-                let counted = *self.counted.get_or_insert_with(|| rules.ensure_counters());
+                let (rules, writers) = (&mut self.rules, &mut self.writers);
+                let ensure = || rules.ensure_counters(writers);
+                let counted = *self.counted.get_or_insert_with(ensure);
                 self.desired.set_counted(counted);
+                self.intact = self.stamp().zip(Some(Instant::now()));
                 let seen = self.observe()?;
                 self.desired.forget_touched();
                 (diff::full(&self.desired, &seen), seen, true)
             }
         };
         let report = report(&change, full);
-        let since = self.unchanged();
+        let since = if full {
+            Some(Instant::now())
+        } else {
+            self.unchanged()
+        };
         self.last.clear();
         for (chain, rules) in &change.write {
             *self.last.entry(chain.table).or_default() += rules.len();
         }
         self.write(change, &mut seen)?;
         self.seen = Some(seen);
-        self.intact = self
-            .stamp()
-            .zip(if full { Some(Instant::now()) } else { since });
+        // What somebody else did since the write is in this stamp too: it is worth something only where
+        // notifications tell of that.
+        if self.writers.iter().any(Option::is_none) {
+            self.intact = None;
+        } else if !self.writers.is_empty() {
+            self.intact = self.stamp().zip(since);
+        }
         Ok(report)
     }
 
@@ -176,7 +192,7 @@ impl<R: Rules> Plane<R> {
         if change.is_empty() {
             return Ok(());
         }
-        let failed = match self.rules.restore(&render(&change)) {
+        let failed = match self.restore(&change) {
             Ok(()) => {
                 diff::applied(seen, &change);
                 return Ok(());
@@ -188,14 +204,14 @@ impl<R: Rules> Plane<R> {
         }
         // A rule of someone else's may refer to a chain that goes. That must not keep the rest out.
         let (writes, deletes) = change.split_deletes();
-        self.rules.restore(&render(&writes))?;
+        self.restore(&writes)?;
         diff::applied(seen, &writes);
         for chain in deletes.delete {
             let one = Change {
                 delete: [chain.clone()].into(),
                 ..Change::default()
             };
-            match self.rules.restore(&render(&one)) {
+            match self.restore(&one) {
                 Ok(()) => diff::applied(seen, &one),
                 Err(error) => {
                     let name = &chain.name;
@@ -203,6 +219,12 @@ impl<R: Rules> Plane<R> {
                 }
             }
         }
+        Ok(())
+    }
+
+    fn restore(&mut self, change: &Change) -> linux::Result<()> {
+        let writer = self.rules.restore(&render(change))?;
+        self.writers.push(writer);
         Ok(())
     }
 
@@ -274,7 +296,7 @@ impl<R: Rules> Plane<R> {
             self.rules.remove_counters();
             return Ok(());
         }
-        self.rules.restore(&render(&change))?;
+        self.restore(&change)?;
         let used = seen.hooks.keys().map(|(chain, _)| chain.clone());
         self.drop_idle(&used.collect())?;
         let ours = seen.chains.keys().map(|chain| chain.table);
@@ -292,7 +314,7 @@ impl<R: Rules> Plane<R> {
                 delete: [chain.clone()].into(),
                 ..Change::default()
             };
-            if let Err(error) = self.rules.restore(&render(&one)) {
+            if let Err(error) = self.restore(&one) {
                 tracing::debug!(%error, "chain {} stays, empty", chain.name);
             }
         }
@@ -350,9 +372,9 @@ impl<R: Rules + Send> Backend for Plane<R> {
         tables.into()
     }
 
-    /// The programs do not say by which number the kernel names them, so every deletion counts.
+    /// Others' deletions count.
     fn see(&mut self, seen: &Notice<'_>) -> bool {
-        match seen {
+        let is_theirs = match seen {
             Notice::Edit(edit) => {
                 let family = match self.settings().family {
                     Family::V4 => nftables::Family::Ipv4,
@@ -363,10 +385,20 @@ impl<R: Rules + Send> Backend for Plane<R> {
                     && !edit.of_elements()
                     && edit.family == family
                     && tables.contains(&edit.table)
+                    && !self.writers.contains(&Some(edit.port))
             }
             Notice::Lost => true,
             Notice::Done(_) => false,
+        };
+        if is_theirs {
+            self.intact = None;
         }
+        is_theirs
+    }
+
+    /// Numbers of processes are given away again.
+    fn seen_all(&mut self) {
+        self.writers.clear();
     }
 
     fn own_port(&self) -> Option<u32> {

@@ -34,9 +34,10 @@ const ALL: [Shown; 2] = [
 const TRIES: u32 = 20;
 const REST: Duration = Duration::from_millis(5);
 
-/// Makes the counters; false where the kernel has none, or `iptables` cannot count into them.
-pub fn ensure(iptables: &Iptables) -> bool {
-    let make = || -> linux::Result<()> {
+/// Makes the counters; false where the kernel has none, or `iptables` cannot count into them. Adds who
+/// wrote, as [`Iptables::restore_as`] tells it, to `writers`.
+pub fn ensure(iptables: &Iptables, writers: &mut Vec<Option<u32>>) -> bool {
+    let mut make = || -> linux::Result<()> {
         let mut counters = Counters::open()?;
         for shown in &ALL {
             counters.ensure(shown.counter)?;
@@ -47,9 +48,12 @@ pub fn ensure(iptables: &Iptables) -> bool {
             names::COUNTED,
             names::COUNTER_INVALID
         );
-        let restored = iptables.restore(&rule);
+        let restored = iptables.restore_as(&rule);
         let gone = format!("*filter\n:{0} - [0:0]\n-X {0}\nCOMMIT\n", names::COUNTED);
-        restored.and_then(|()| iptables.restore(&gone))
+        for writer in [restored?, iptables.restore_as(&gone)?] {
+            writers.push(writer);
+        }
+        Ok(())
     };
     match make() {
         Ok(()) => true,

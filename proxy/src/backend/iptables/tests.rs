@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use api::cidr::Family;
+use linux::nftables::{self, Edit, Notice, Subject};
 use proptest::prelude::*;
 
 use super::apply::{Plane, Rules};
 use super::desired::Desired;
-use crate::backend::{NodePortScope, Settings};
+use crate::backend::{Backend, NodePortScope, Settings};
 use crate::model::decide::Target;
 use crate::model::{
     BySource, Decision, Decisions, Path, PortName, Protocol, ServiceName, Set, SourceFilter,
@@ -209,7 +210,7 @@ impl Rules for &mut Fake {
         Ok(Fake::save(self))
     }
 
-    fn restore(&mut self, text: &str) -> linux::Result<()> {
+    fn restore(&mut self, text: &str) -> linux::Result<Option<u32>> {
         self.restores += 1;
         if self.fails > 0 {
             self.fails -= 1;
@@ -219,7 +220,7 @@ impl Rules for &mut Fake {
         next.apply(text)
             .map_err(|e| linux::Error::other("restore", e))?;
         **self = next;
-        Ok(())
+        Ok(u32::try_from(self.restores).ok())
     }
 
     /// The fake has chains only.
@@ -227,7 +228,7 @@ impl Rules for &mut Fake {
         Ok(())
     }
 
-    fn ensure_counters(&mut self) -> bool {
+    fn ensure_counters(&mut self, _writers: &mut Vec<Option<u32>>) -> bool {
         false
     }
 
@@ -294,6 +295,28 @@ proptest! {
         prop_assert_eq!(left, Vec::new());
         prop_assert!(fake.chains.keys().all(|(_, chain)| BUILT_IN.contains(&chain.as_str())));
     }
+}
+
+/// A deletion that comes while a sync is under way: ours is told from others' by who made it.
+#[test]
+fn deletions_of_others_are_told_from_our_own() {
+    let mut fake = Fake::default();
+    let mut plane = Plane::new(&mut fake, Desired::new(settings()));
+    plane.sync().unwrap();
+    let deletion = |port: u32| {
+        Notice::Edit(Edit {
+            family: nftables::Family::Ipv4,
+            table: "nat",
+            deletes: true,
+            subject: Subject::Chain,
+            port,
+        })
+    };
+    assert!(!plane.see(&deletion(1)));
+    assert!(plane.see(&deletion(2)));
+    // By then another process may have its number.
+    plane.seen_all();
+    assert!(plane.see(&deletion(1)));
 }
 
 /// Rules written for one change among `n` services.
