@@ -90,7 +90,7 @@ fn ipvs_serves_with_every_scheduler() {
             assert_eq!(found.scheduler, Some(scheduler), "{to}");
             assert_eq!(found.options.hash_port, scheduler == Scheduler::Mh);
             assert_eq!(lab.cli.ask_many(to, 4).len(), 4, "{}", scheduler.name());
-            lab.p1.ask(to).unwrap();
+            lab.p1.answer(to);
         }
         lab.stop(Signal::SIGTERM);
     }
@@ -163,7 +163,7 @@ fn ipvs_settings_of_the_kernel() {
     }
     assert_eq!(arp.map(|key| read(&mut lab, key)), ["0", "0"]);
     assert_eq!(timeouts(&lab), before);
-    lab.cli.ask("172.30.0.41:80").unwrap();
+    lab.cli.answer("172.30.0.41:80");
     lab.stop(Signal::SIGTERM);
     lab = lab.with(&["--ipvs-strict-arp=true"]);
     lab = lab.with(&["--ipvs-tcp-timeout", "777s"]);
@@ -180,7 +180,7 @@ fn ipvs_settings_of_the_kernel() {
     // Through the router it is there.
     let on_wire = Route::to("172.30.0.42/32".parse().unwrap()).dev("eth0");
     lab.cli.kernel.del_route(&on_wire).unwrap();
-    lab.cli.ask("172.30.0.42:80").unwrap();
+    lab.cli.answer("172.30.0.42:80");
 }
 
 /// Mode `auto` on a kernel that has IPVS.
@@ -193,7 +193,7 @@ fn auto_never_chooses_ipvs() {
     let spec = "{clusterIP: 172.30.0.41, ports: [{port: 80}]}";
     lab.write("web.yaml", &service("web", spec, BOTH));
     lab.start();
-    lab.p1.ask("172.30.0.41:80").unwrap();
+    lab.p1.answer("172.30.0.41:80");
     let log = lab.log_text();
     let (nftables, iptables) = (log.contains("mode nftables"), log.contains("mode iptables"));
     assert!(nftables || iptables, "{log}");
@@ -303,7 +303,7 @@ fn ipvs_hairpin_reaches_the_pod_itself() {
         ("172.30.0.41:80", "10.180.0.1"),
         ("[fd00:172::41]:80", "fd00:180::1"),
     ] {
-        let (name, source) = lab.p1.ask(to).unwrap();
+        let (name, source) = lab.p1.answer(to);
         assert_eq!(name, "p1");
         assert_ne!(source, pod.parse::<IpAddr>().unwrap(), "not masqueraded");
     }

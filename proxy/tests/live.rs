@@ -139,7 +139,7 @@ fn who_comes_by_the_bridge_is_a_pod(mode: Mode) {
     ] {
         // A pod of the node keeps its address, a client and a pod of another node are masqueraded.
         for (from, seen) in [(&lab.p1, p1), (&lab.cli, node), (&lab.p3, node)] {
-            let (who, peer) = from.ask(vip).unwrap();
+            let (who, peer) = from.answer(vip);
             assert_eq!((who.as_str(), peer.to_string().as_str()), ("p2", seen));
         }
     }
@@ -169,9 +169,9 @@ fn without_br_netfilter_what_is_routed_is_served(mode: Mode) {
         ("[fd00:172::41]:80", "[2001:db8::2]:30041"),
     ] {
         for from in [&lab.p1, &lab.node, &lab.p3, &lab.cli] {
-            assert_eq!(from.ask(vip).unwrap().0, "p1");
+            assert_eq!(from.answer(vip).0, "p1");
         }
-        assert_eq!(lab.cli.ask(node_port).unwrap().0, "p1");
+        assert_eq!(lab.cli.answer(node_port).0, "p1");
     }
 }
 
@@ -229,7 +229,7 @@ fn node_ports_and_policies(mode: Mode) {
     }
     for to in ["192.168.0.2:30043", "198.51.101.7:80", "198.51.101.8:80"] {
         assert_eq!(lab.cli.ask(to), Err(ErrorKind::TimedOut), "{to}: dropped");
-        assert_eq!(lab.p1.ask(to).unwrap().0, "p3", "{to} from a pod");
+        assert_eq!(lab.p1.answer(to).0, "p3", "{to} from a pod");
     }
     assert_eq!(
         spread(&lab.p1.ask_many("172.30.0.44:80", 20))
@@ -270,13 +270,15 @@ fn refused_without_endpoints_at_the_first_packet(mode: Mode) {
     let places = [("pod", &lab.p1), ("client", &lab.cli), ("node", &lab.node)];
     for (name, place) in places {
         for to in addresses {
-            let before = place.run(sent_again);
-            assert_eq!(
-                place.ask(to),
-                Err(ErrorKind::ConnectionRefused),
-                "{name} -> {to}"
-            );
-            assert_eq!(place.run(sent_again), before, "{name} -> {to} asked twice");
+            // On a busy machine any connection of the place may send again what is not lost: one of some
+            // attempts is good, as none would be if the first packet were not answered.
+            let at_once = |_| {
+                let before = place.run(sent_again);
+                let answer = place.ask(to);
+                assert_eq!(answer, Err(ErrorKind::ConnectionRefused), "{name} -> {to}");
+                place.run(sent_again) == before
+            };
+            assert!((0..5).any(at_once), "{name} -> {to} asked twice");
         }
     }
 }
@@ -295,7 +297,7 @@ fn an_endpoint_change_reaches_new_connections_only(mode: Mode) {
         &service("web", spec, &[("10.180.1.1", "other")]),
     );
     lab.wait("the new endpoint", |lab| {
-        lab.p1.ask("172.30.0.41:80").unwrap().0 == "p3"
+        lab.p1.answer("172.30.0.41:80").0 == "p3"
     });
     still_alive(&mut old);
     lab.write("web.yaml", &service("web", spec, &[]));
@@ -346,9 +348,9 @@ fn killed_and_started_again_without_a_failed_connection(mode: Mode) {
     assert!(good > 20);
     still_alive(&mut old);
     assert!(!lab.knows("default/old") && lab.knows("default/new"));
-    lab.p1.ask("172.30.0.45:80").unwrap();
+    lab.p1.answer("172.30.0.45:80");
     lab.stop(Signal::SIGTERM);
-    lab.p1.ask("172.30.0.45:80").unwrap();
+    lab.p1.answer("172.30.0.45:80");
     still_alive(&mut old);
 }
 
@@ -396,7 +398,7 @@ fn others_and_ours(test: &str, kind: Kind, period: &str) {
     lab.wait("repair of the hooks", |lab| lab.rules(Family::V4) == ours);
     lab.restore("*nat\n-F KUBE-SERVICES\nCOMMIT\n");
     lab.wait("repair of a chain", |lab| lab.rules(Family::V4) == ours);
-    lab.p1.ask("172.30.0.41:80").unwrap();
+    lab.p1.answer("172.30.0.41:80");
     lab.stop(Signal::SIGTERM);
     lab.cleanup();
     assert_eq!(
@@ -530,18 +532,18 @@ fn clients_stay_with_their_endpoints(mode: Mode) {
             spread(&lab.p1.ask_many(to, 30)).len() == 1
         });
         // Also after a restart.
-        let (who, _) = lab.p1.ask(to).unwrap();
+        let (who, _) = lab.p1.answer(to);
         lab.stop(Signal::SIGKILL);
         lab.start();
         assert_eq!(spread(&lab.p1.ask_many(to, 10)).len(), 1);
-        assert_eq!(lab.p1.ask(to).unwrap().0, who);
+        assert_eq!(lab.p1.answer(to).0, who);
         // Whose endpoint goes gets another one, and stays there.
         let others = (0..)
             .zip(ALL)
             .filter(|(i, _)| format!("p{}", i % 3 + 1) != who);
         let left: Vec<_> = others.map(|(_, endpoint)| *endpoint).collect();
         lab.write("web.yaml", &service("web", spec, &left));
-        lab.wait("another endpoint", |lab| lab.p1.ask(to).unwrap().0 != who);
+        lab.wait("another endpoint", |lab| lab.p1.answer(to).0 != who);
         assert_eq!(spread(&lab.p1.ask_many(to, 30)).len(), 1, "{to}");
         lab.write("web.yaml", &service("web", spec, ALL));
     }
@@ -583,11 +585,18 @@ fn edits_of_our_table_are_repaired_at_once() {
         let words: Vec<&str> = edit.split(' ').collect();
         lab.run_program("nft", &words);
         lab.wait(edit, |lab| families.map(|family| lab.table(family)) == ours);
-        lab.p1.ask("172.30.0.41:80").unwrap();
-        lab.p1.ask("[fd00:172::41]:80").unwrap();
+        lab.p1.answer("172.30.0.41:80");
+        lab.p1.answer("[fd00:172::41]:80");
     }
     assert!(lab.log_text().contains("were changed by nft (pid "));
     assert!(!lab.log_text().contains("ERROR"));
+    // The last repair is told when the next thing is done.
+    let spec = "{clusterIP: 172.30.0.43, clusterIPs: [172.30.0.43, \"fd00:172::43\"], ports: [{port: 80}]}";
+    lab.write("next.yaml", &service("next", spec, ALL));
+    lab.wait("the next service", |lab| {
+        let all = ["172.30.0.43:80", "[fd00:172::43]:80"];
+        all.iter().all(|to| lab.p1.ask(to).is_ok())
+    });
     // What others do elsewhere is nobody's business.
     let count = |lab: &Lab| lab.log_text().matches("full sync").count();
     let syncs = count(&lab);

@@ -37,14 +37,15 @@ fn killed_at_any_time_del_or_gc_cleans_up() {
     let conf = everything(&node);
     let warm = Pod::new("warm");
     let add = |pod: &Pod| node.exec("ADD", &pod.name, Some(pod.netns.path()), &conf);
-    // The first makes what stays, and is slower.
     node.make_bridge();
-    node.call(&add(&warm)).unwrap();
-    node.del(&warm).unwrap();
-    let start = Instant::now();
-    node.call(&add(&warm)).unwrap();
-    let whole = start.elapsed().max(Duration::from_millis(2));
-    node.del(&warm).unwrap();
+    // The first makes what stays, and is slower; of the others the fastest is what the plugin takes.
+    let mut whole = Duration::MAX;
+    for _ in 0..6 {
+        let start = Instant::now();
+        node.call(&add(&warm)).unwrap();
+        whole = whole.min(start.elapsed()).max(Duration::from_millis(2));
+        node.del(&warm).unwrap();
+    }
     let before = state(&node);
     let (mut killed, mut done) = (0, 0);
     for n in 0..60u32 {

@@ -219,14 +219,17 @@ impl Node {
     }
 
     /// A pod comes and goes: it makes the bridge, which stays. The kernel gives the bridge its link-local
-    /// address some time after the pod's port has a carrier, so the pod stays until then.
+    /// address some time after the pod's port has a carrier, and asks for others that have it, so the
+    /// pod stays until then.
     pub(crate) fn make_bridge(&self) {
         let first = Pod::new("first");
         self.add(&first).unwrap();
         wait_until("the bridge's link-local address", || {
             let dump = self.dump();
+            let addresses = self.kernel().addrs("cni0").unwrap();
             let is_there = dump.contains("fe80::/64 dev cni0");
-            is_there.then_some(()).ok_or(dump)
+            let usable = addresses.iter().all(|addr| !addr.tentative);
+            (is_there && usable).then_some(()).ok_or(dump)
         });
         self.del(&first).unwrap();
     }

@@ -123,6 +123,7 @@ fn a_full_disk_is_told_and_leaves_nothing() {
         return;
     };
     let _disk = SmallDisk::mount(node.leases.path());
+    node.make_bridge();
     let first = Pod::new("first");
     node.add(&first).unwrap();
     let (before, leases) = (node.dump(), node.leases());

@@ -10,7 +10,7 @@ use linux::NetNs;
 use crate::lab::{Node, Pod, V4, V6};
 
 /// Answers come within microseconds; this is for a machine that is busy.
-const TIMEOUT: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 fn addresses(result: &AddResult) -> Vec<IpAddr> {
     result

@@ -30,7 +30,7 @@ use tokio::sync::oneshot;
 /// Everything here takes milliseconds; this is for a machine that is busy, and longer for one that
 /// says that it is slow.
 pub(crate) fn deadline() -> Duration {
-    linux::patience::scaled(Duration::from_secs(30))
+    linux::patience::scaled(Duration::from_secs(60))
 }
 
 /// Waits for a condition.
@@ -264,6 +264,9 @@ impl Lab {
     pub(crate) fn node(&self, i: u8, dual: bool) -> Node {
         let netns = NetNs::anonymous().unwrap();
         let mut host = kernel(&netns);
+        // Nobody else has a link's own address; until the kernel is sure, it asks for no neighbour from it.
+        let duplicates = "net/ipv6/conf/default/accept_dad";
+        host.set_sysctl(duplicates, "0").unwrap();
         let port = format!("n{i}");
         let mut fabric = kernel(&self.fabric);
         fabric

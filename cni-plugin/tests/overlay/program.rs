@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::any;
-use crate::lab::{Lab, Node, Pod, wait_until};
+use crate::lab::{Lab, Node, Pod, deadline, wait_until};
 
 const NODES: &str = "/api/v1/nodes";
 
@@ -126,9 +126,7 @@ pub(crate) fn stream(from: &Pod, to: &Pod, family: usize, stop: &AtomicBool) -> 
     let address = to.ips[family];
     let server = to.netns.run(|| UdpSocket::bind((any(address), 0)));
     let server = server.unwrap().unwrap();
-    server
-        .set_read_timeout(Some(Duration::from_secs(5)))
-        .unwrap();
+    server.set_read_timeout(Some(deadline())).unwrap();
     let target = SocketAddr::new(address, server.local_addr().unwrap().port());
     let client = from.netns.run(|| UdpSocket::bind((any(address), 0)));
     let client = client.unwrap().unwrap();
@@ -251,11 +249,12 @@ fn the_program_says_when_it_is_ready_and_tells_the_api() {
     };
     wait_until("the pages", || page(&node.netns, "/healthz").is_some());
     wait_until("the reason", || {
-        page(&node.netns, "/readyz").unwrap()
-            == (
+        page(&node.netns, "/readyz").is_some_and(|page| {
+            page == (
                 503,
                 "not ready\nwaiting for node n1 to exist and to have podCIDRs\n".to_owned(),
             )
+        })
     });
     assert_eq!(
         page(&node.netns, "/healthz").unwrap(),

@@ -103,7 +103,7 @@ fn old_rules_stay_while_a_list_is_slow() {
     api.put("services", web(80));
     api.put("endpointslices", slice("10.180.0.2"));
     lab.start();
-    lab.p1.ask("172.30.0.41:80").unwrap();
+    lab.p1.answer("172.30.0.41:80");
     lab.stop(Signal::SIGKILL);
     api.hold("endpointslices");
     let before = lab.rules(Family::V4);
@@ -119,7 +119,7 @@ fn old_rules_stay_while_a_list_is_slow() {
     let page = |lab: &Lab| lab.node.get("127.0.0.1:10256", "/livez");
     lab.wait("the pages", |lab| page(lab).is_ok());
     assert_eq!(lab.rules(Family::V4), before);
-    lab.p1.ask("172.30.0.41:80").unwrap();
+    lab.p1.answer("172.30.0.41:80");
     api.release();
     lab.wait("the new port", |lab| lab.p1.ask("172.30.0.41:81").is_ok());
     assert!(lab.p1.ask("172.30.0.41:80").is_err());
@@ -134,7 +134,7 @@ fn a_service_of_another_proxy() {
     api.put("services", web(80));
     api.put("endpointslices", slice("10.180.0.2"));
     lab.start();
-    lab.p1.ask("172.30.0.41:80").unwrap();
+    lab.p1.answer("172.30.0.41:80");
     // A server that does not select shows the label; one that does says that the object is gone.
     let mut hidden = web(80);
     hidden["metadata"]["labels"] = json!({"service.kubernetes.io/service-proxy-name": "x"});
@@ -164,7 +164,7 @@ fn events_about_what_cannot_be_used() {
     api.put("services", bad.clone());
     api.put("endpointslices", slice("10.180.0.2"));
     lab.start();
-    lab.p1.ask("172.30.0.41:80").unwrap();
+    lab.p1.answer("172.30.0.41:80");
     let with = |reason: &str| {
         let events = api.events().into_iter();
         events

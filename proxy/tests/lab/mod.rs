@@ -33,7 +33,7 @@ use talk::{PORT, patience};
 /// How long a condition is waited for. After it has compared all rules the proxy rests ten times as
 /// long as that took, which on a busy machine is a second or two.
 fn patience_for_conditions() -> Duration {
-    patience() * 6
+    patience() * 2
 }
 
 /// The whole lab.

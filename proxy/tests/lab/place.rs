@@ -4,14 +4,13 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use linux::addr::Addr;
 use linux::link::LinkChange;
 use linux::route::Route;
 use linux::{Host, Kernel, NetNs};
 
-use super::talk::{PATIENCE, PORT, answer, ask};
+use super::talk::{PATIENCE, PORT, answer, ask, ask_shortly};
 
 static COUNTER: AtomicU32 = AtomicU32::new(0);
 
@@ -31,6 +30,16 @@ impl Place {
         let path = PathBuf::from(format!("/run/seaway-test/{}-{name}", unique()));
         let netns = NetNs::create(&path).unwrap();
         let mut kernel = Kernel::open_in(netns).unwrap();
+        for (key, value) in [
+            // Each refusal is one, however many there were before.
+            ("net/ipv4/icmp_ratelimit", "0"),
+            ("net/ipv6/icmp/ratelimit", "0"),
+            // Nobody else has a link's own address; until the kernel is sure, it asks for no neighbour
+            // from it.
+            ("net/ipv6/conf/default/accept_dad", "0"),
+        ] {
+            kernel.set_sysctl(key, value).unwrap();
+        }
         kernel
             .set_link(
                 "lo",
@@ -124,17 +133,24 @@ impl Place {
         });
     }
 
-    /// One connection: who answered, and which source it saw.
+    /// One connection: who answered, and which source it saw, or what came of it in a short time.
     pub(crate) fn ask(&self, to: &str) -> Result<(String, IpAddr), std::io::ErrorKind> {
         let to: SocketAddr = to.parse().unwrap();
-        self.run(|| ask(to)).map(|(who, peer, _)| (who, peer))
+        self.run(|| ask_shortly(to))
+            .map(|(who, peer, _)| (who, peer))
+    }
+
+    /// One connection, which is answered: by whom, and which source it saw.
+    #[track_caller]
+    pub(crate) fn answer(&self, to: &str) -> (String, IpAddr) {
+        self.ask_many(to, 1).remove(0)
     }
 
     /// A page over HTTP: its code, and its text with the headers.
     pub(crate) fn get(&self, at: &str, page: &str) -> Result<(u16, String), std::io::ErrorKind> {
         let to: SocketAddr = at.parse().unwrap();
         let run = || -> std::io::Result<(u16, String)> {
-            let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(1))?;
+            let mut stream = TcpStream::connect_timeout(&to, PATIENCE / 10)?;
             stream.set_read_timeout(Some(PATIENCE))?;
             let request = format!("GET {page} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
             stream.write_all(request.as_bytes())?;
@@ -153,6 +169,7 @@ impl Place {
     }
 
     /// Whoever answers `n` connections, and the sources they saw.
+    #[track_caller]
     pub(crate) fn ask_many(&self, to: &str, n: usize) -> Vec<(String, IpAddr)> {
         let to: SocketAddr = to.parse().unwrap();
         self.run(|| {

@@ -8,7 +8,7 @@ use std::time::Duration;
 pub(crate) const PORT: u16 = 8080;
 
 /// How long anything may take that is waited for.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The same in a guest, where everything takes longer.
 pub(crate) fn patience() -> Duration {
@@ -30,8 +30,22 @@ pub(super) fn answer(mut stream: TcpStream, name: &str) {
 
 /// One connection: who answered, which source it saw, and the connection.
 pub(super) fn ask(to: SocketAddr) -> Result<(String, IpAddr, TcpStream), std::io::ErrorKind> {
+    ask_within(to, patience())
+}
+
+/// The same where silence may be what is expected, or ends.
+pub(super) fn ask_shortly(
+    to: SocketAddr,
+) -> Result<(String, IpAddr, TcpStream), std::io::ErrorKind> {
+    ask_within(to, patience() / 10)
+}
+
+fn ask_within(
+    to: SocketAddr,
+    limit: Duration,
+) -> Result<(String, IpAddr, TcpStream), std::io::ErrorKind> {
     let run = || -> std::io::Result<_> {
-        let stream = TcpStream::connect_timeout(&to, patience() / 10)?;
+        let stream = TcpStream::connect_timeout(&to, limit)?;
         stream.set_read_timeout(Some(patience()))?;
         let mut line = String::new();
         BufReader::new(&stream).read_line(&mut line)?;

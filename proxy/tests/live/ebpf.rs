@@ -67,7 +67,7 @@ fn sockets_see_the_service_and_reach_an_endpoint() {
             assert_eq!(all, ["p1", "p2", "p3"], "{to}");
         }
         // Nobody's address is changed, nor is the service's seen through.
-        let (_, seen) = lab.p1.ask(to).unwrap();
+        let (_, seen) = lab.p1.answer(to);
         assert!(
             ["10.180.0.1", "fd00:180::1"].contains(&seen.to_string().as_str()),
             "{seen}"
@@ -78,7 +78,7 @@ fn sockets_see_the_service_and_reach_an_endpoint() {
             to.parse::<SocketAddr>().unwrap()
         );
     }
-    assert!(lab.node.ask("127.0.0.1:30041").is_ok());
+    lab.node.answer("127.0.0.1:30041");
     assert_eq!(
         lab.p1.ask("127.0.0.1:30041"),
         Err(ErrorKind::ConnectionRefused)
@@ -88,7 +88,7 @@ fn sockets_see_the_service_and_reach_an_endpoint() {
         Err(ErrorKind::ConnectionRefused)
     );
     // An IPv6 socket that uses IPv4.
-    assert!(lab.p1.ask("[::ffff:172.30.0.41]:80").is_ok());
+    lab.p1.answer("[::ffff:172.30.0.41]:80");
     datagrams(&lab);
     let taken = |to: &'static str| {
         lab.node
@@ -117,7 +117,7 @@ fn datagrams(lab: &Lab) {
             let socket = |_| {
                 let socket = UdpSocket::bind(any).unwrap();
                 socket
-                    .set_read_timeout(Some(std::time::Duration::from_secs(5)))
+                    .set_read_timeout(Some(lab::talk::patience()))
                     .unwrap();
                 socket
             };
@@ -248,7 +248,7 @@ fn connected_udp_sockets_of_a_removed_endpoint_are_ended() {
         place.run(|| {
             let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
             let socket = UdpSocket::bind(any).unwrap();
-            let limit = std::time::Duration::from_secs(5);
+            let limit = lab::talk::patience();
             socket.set_read_timeout(Some(limit)).unwrap();
             socket.connect(to).unwrap();
             socket
@@ -311,11 +311,11 @@ fn after_cleanup_nothing_is_translated_and_nothing_is_left() {
     };
     lab.write("web.yaml", &service("web", SPEC, ALL));
     lab.start();
-    lab.p1.ask("172.30.0.41:80").unwrap();
+    lab.p1.answer("172.30.0.41:80");
     let pins = lab.pins().unwrap();
     assert!(pins.exists());
     lab.stop(Signal::SIGTERM);
-    lab.p1.ask("172.30.0.41:80").unwrap();
+    lab.p1.answer("172.30.0.41:80");
     lab.cleanup();
     assert!(!pins.exists());
     let to: SocketAddr = "172.30.0.41:80".parse().unwrap();
@@ -442,7 +442,7 @@ fn filters_of_clsact_serve_clients_outside_as_links_do() {
         for stream in &mut old {
             still_alive(stream);
         }
-        lab.cli.ask("[2001:db8::2]:30041").unwrap();
+        lab.cli.answer("[2001:db8::2]:30041");
     }
     // Somebody takes the discipline away with all that is in it.
     lab.run_program("tc", &["qdisc", "del", "dev", "eth0", "clsact"]);
@@ -452,7 +452,7 @@ fn filters_of_clsact_serve_clients_outside_as_links_do() {
             .iter()
             .all(|way| filters(lab, way).contains(&format!("seaway_{way}")))
     });
-    lab.cli.ask("192.168.0.2:30041").unwrap();
+    lab.cli.answer("192.168.0.2:30041");
     // What others have there stays.
     let other = "ingress prio 77 protocol ip u32 match u32 0 0 flowid 1:1";
     let words: Vec<&str> = ["filter", "add", "dev", "eth0"]
@@ -495,7 +495,7 @@ fn consistent_hashing_sends_each_client_where_every_node_would() {
                 let at = SocketAddr::new(client.parse().unwrap(), port);
                 let socket = lab.cli.run(|| UdpSocket::bind(at).unwrap());
                 socket
-                    .set_read_timeout(Some(std::time::Duration::from_secs(5)))
+                    .set_read_timeout(Some(lab::talk::patience()))
                     .unwrap();
                 let heard = lab::talk::ask_udp(&socket, to.parse().unwrap());
                 assert_eq!(heard.as_deref(), Some(who.of(at)), "{at} to {to}");
@@ -623,11 +623,11 @@ fn interfaces_that_come_and_go_disturb_no_other() {
         };
         lab.node.kernel.set_link("y1", &to_pod).unwrap();
         lab.wait("its programs to go", |_| numbers(moved).is_empty());
+        lab.wait("clients", |_| counts[0].load(Ordering::Relaxed) > 10);
         drop(ends);
     });
     let [good, bad] = counts.map(AtomicUsize::into_inner);
     assert_eq!(bad, 0, "of {good}");
-    assert!(good > 10, "{good}");
     assert_eq!(stay.map(numbers), before);
 }
 
@@ -641,7 +641,7 @@ fn a_second_process_for_the_same_node_is_refused() {
     let (code, log) = lab.second(&[]);
     assert_eq!(code, Some(1), "{log}");
     assert!(log.contains("is in use by another process"), "{log}");
-    lab.p1.ask("172.30.0.41:80").unwrap();
+    lab.p1.answer("172.30.0.41:80");
     lab.stop(Signal::SIGKILL);
     lab.start();
 }
@@ -700,7 +700,7 @@ fn ports_of_sctp_are_named_and_the_others_served() {
         lab.log_text()
             .contains("SCTP is not served in mode ebpf: default/a:sctp")
     });
-    lab.p1.ask("172.30.0.51:80").unwrap();
+    lab.p1.answer("172.30.0.51:80");
     // As many as before, and another one.
     lab.write("a.yaml", &service("b", &spec(52), ALL));
     lab.wait("the other port's name", |lab| {
@@ -750,7 +750,7 @@ fn pods_in_the_nodes_network_are_endpoints_and_clients() {
         lab.wait("the endpoint here alone", |lab| {
             names(&lab.cli, to).into_iter().eq(["host".to_owned()])
         });
-        let (_, seen) = lab.cli.ask(to).unwrap();
+        let (_, seen) = lab.cli.answer(to);
         assert_eq!(seen.to_string(), client);
     }
 }
@@ -776,8 +776,8 @@ fn other_sizes_take_running_connections_over() {
         old[0].peer_addr().unwrap(),
         "172.30.0.41:80".parse().unwrap()
     );
-    lab.p1.ask("172.30.0.41:80").unwrap();
-    lab.cli.ask("192.168.0.2:30041").unwrap();
+    lab.p1.answer("172.30.0.41:80");
+    lab.cli.answer("192.168.0.2:30041");
     let layouts = std::fs::read_dir(lab.pins().unwrap().join("node")).unwrap();
     let layouts = layouts.filter(|e| {
         e.as_ref()

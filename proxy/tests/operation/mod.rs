@@ -76,7 +76,8 @@ fn pages() {
     // A change is measured from its event on.
     lab.write("web.yaml", &service("web", WEB, &[("10.180.0.1", "node")]));
     lab.wait("a measured change", |lab| {
-        let (_, text) = lab.node.get("127.0.0.1:10249", "/metrics").unwrap();
+        let page = lab.node.get("127.0.0.1:10249", "/metrics");
+        let text = page.unwrap_or_default().1;
         text.contains("seaway_proxy_programming_latency_seconds_count 1")
     });
 }
@@ -145,11 +146,11 @@ fn another_content_of_the_file_ends_the_program() {
         lab.log_text()
             .contains("since --config is given: --cluster-cidr")
     );
-    lab.node.ask("172.30.0.41:80").unwrap();
+    lab.node.answer("172.30.0.41:80");
     fs::write(&path, format!("{text}iptables: {{masqueradeAll: true}}\n")).unwrap();
     assert_eq!(lab.exit_code(), Some(1));
     assert!(lab.log_text().contains("the file of --config has changed"));
-    lab.node.ask("172.30.0.41:80").unwrap();
+    lab.node.answer("172.30.0.41:80");
     lab.start();
     lab.stop(Signal::SIGTERM);
 }
@@ -197,7 +198,7 @@ fn a_page_whose_address_is_taken_ends_the_proxy_only_if_asked_for() {
     let taken = lab.node.run(take);
     lab.write("web.yaml", &service("web", WEB, P2));
     lab.start();
-    assert!(lab.p1.ask("172.30.0.41:80").is_ok());
+    lab.p1.answer("172.30.0.41:80");
     assert!(lab.log_text().contains("listen on 127.0.0.1:10299"));
     lab.stop(Signal::SIGTERM);
     lab.more_flags(&["--bind-address-hard-fail"]);
@@ -239,7 +240,8 @@ fn the_node_object_is_followed() {
     lab.wait("the pods' network", |lab| {
         has(lab, "! -s 10.180.0.0/24 -d 172.30.0.41/32")
     });
-    assert!(has(&lab, "-d 192.168.0.2/32") && lab.cli.ask("192.168.0.2:30041").is_ok());
+    lab.wait("the node's address", |lab| has(lab, "-d 192.168.0.2/32"));
+    lab.cli.answer("192.168.0.2:30041");
     lab.write("node.yaml", &node("10.180.4.0/24", "192.168.7.2"));
     lab.wait("another network of pods", |lab| {
         has(lab, "! -s 10.180.4.0/24 -d 172.30.0.41/32") && !has(lab, "! -s 10.180.0.0/24")
@@ -356,7 +358,7 @@ fn cleanup(test: &str, mode: Mode, others: &[&str]) {
     let spec = "{type: LoadBalancer, clusterIP: 172.30.0.41, clusterIPs: [172.30.0.41, \"fd00:172::41\"], externalIPs: [198.51.100.7], sessionAffinity: ClientIP, ports: [{name: '', port: 80, nodePort: 30041}, {name: udp, port: 80, protocol: UDP, nodePort: 30041}]}\nstatus: {loadBalancer: {ingress: [{ip: 198.51.100.8}]}}";
     lab.write("web.yaml", &service("web", spec, P2));
     lab.start();
-    lab.cli.ask("192.168.0.2:30041").unwrap();
+    lab.cli.answer("192.168.0.2:30041");
     let socket = lab.cli.run(lab::talk::udp_socket);
     lab.wait("a UDP flow", |lab| {
         lab.cli
@@ -366,7 +368,7 @@ fn cleanup(test: &str, mode: Mode, others: &[&str]) {
     assert_ne!(dump(&netns), before);
     lab.stop(Signal::SIGTERM);
     // SIGTERM leaves the rules.
-    lab.cli.ask("192.168.0.2:30041").unwrap();
+    lab.cli.answer("192.168.0.2:30041");
     lab.cleanup();
     forget(&netns);
     let after = dump(&netns);

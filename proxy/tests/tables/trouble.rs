@@ -36,9 +36,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const KILLS: u64 = 16;
 /// How long the API server is away in its own test: what is asked for, so no faster elsewhere.
 const AWAY: Duration = Duration::from_secs(60);
-/// Soon after its return: the longest rest between two tries is ten seconds (`client`), the wait for a
-/// list that failed once more is such another.
-const RETURN: Duration = Duration::from_secs(25);
 /// From one new connection to the next while it is: several modes do this beside other tests.
 const EVERY_AWAY: Duration = Duration::from_millis(20);
 
@@ -153,12 +150,7 @@ impl Trouble {
     /// Waits until each service leads where it should, and those that are gone nowhere.
     #[track_caller]
     fn settle(&self, what: &str) {
-        self.settle_within(PATIENCE, what);
-    }
-
-    #[track_caller]
-    fn settle_within(&self, patience: Duration, what: &str) {
-        let deadline = Instant::now() + scaled(patience);
+        let deadline = Instant::now() + scaled(PATIENCE);
         for (i, wanted) in self.wanted.iter().enumerate() {
             let wanted: Option<IpAddr> = wanted.map(|e| ENDPOINTS[e].parse().unwrap());
             loop {
@@ -262,7 +254,7 @@ impl Trouble {
             );
         }
         self.api.set_away(false);
-        self.settle_within(RETURN, "a minute away");
+        self.settle("a minute away");
         traffic.stop(500);
     }
 
@@ -366,8 +358,8 @@ impl Traffic {
 /// One connection, answered.
 fn connect() -> std::io::Result<()> {
     let to = SocketAddr::new(STEADY.parse().map_err(std::io::Error::other)?, 80);
-    let stream = TcpStream::connect_timeout(&to, scaled(Duration::from_secs(10)))?;
-    stream.set_read_timeout(Some(scaled(Duration::from_secs(10))))?;
+    let stream = TcpStream::connect_timeout(&to, scaled(PATIENCE / 2))?;
+    stream.set_read_timeout(Some(scaled(PATIENCE / 2)))?;
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line)?;
     if line.starts_with(ENDPOINTS[0]) {
