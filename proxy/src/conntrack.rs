@@ -4,6 +4,8 @@
 //! it would go on talking to an endpoint that is gone (or to no endpoint, when there was none at
 //! first). TCP clients notice by themselves, and SCTP ones too: their entries are left alone.
 
+mod busiest;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -11,6 +13,8 @@ use std::sync::Arc;
 use api::cidr::Family;
 use linux::conntrack::{Conntrack, Flow, UDP};
 use linux::{Kernel, sysctl};
+
+pub use self::busiest::{Counts, Owners, words};
 
 use crate::model::{Decision, PortName, Protocol, ServiceName};
 
@@ -162,6 +166,12 @@ pub trait FlowTable {
     /// # Errors
     /// The kernel does not tell.
     fn pressure(&mut self) -> linux::Result<Pressure>;
+
+    /// How many entries each service port has. Costs a walk through all of them.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    fn count(&mut self, owners: &Owners) -> linux::Result<Counts>;
 }
 
 /// The kernel's flows, in the calling thread's network namespace.
@@ -199,6 +209,12 @@ impl FlowTable for KernelFlows {
             insert_failed: stats.insert_failed,
             dropped: stats.dropped,
         })
+    }
+
+    fn count(&mut self, owners: &Owners) -> linux::Result<Counts> {
+        let local = crate::node::own_ips(&mut Kernel::open()?)?;
+        let flows = Conntrack::open()?.list_all()?;
+        Ok(owners.count(&flows, &local))
     }
 }
 

@@ -12,7 +12,7 @@ use linux::nftables::Monitor;
 use tokio::sync::mpsc::{Receiver, UnboundedSender};
 
 use crate::backend::{Backend, Report};
-use crate::conntrack::{Alarm, Changed, FlowTable};
+use crate::conntrack::{self, Alarm, Changed, FlowTable, Owners};
 use crate::events::Events;
 use crate::health::Health;
 use crate::health::checks::Update;
@@ -310,7 +310,17 @@ impl Engine {
         match self.flows.pressure() {
             Ok(pressure) => {
                 self.metrics.pressure(pressure);
-                if let Some(warning) = self.alarm.look(pressure) {
+                if let Some(mut warning) = self.alarm.look(pressure) {
+                    // Once each time that the table fills up.
+                    let snapshot = self.store.snapshot();
+                    let all = snapshot.v4.values().chain(snapshot.v6.values());
+                    match self.flows.count(&Owners::new(all)) {
+                        Ok(counts) => {
+                            let most = conntrack::words(&counts);
+                            warning.extend(most.map(|most| format!("; {most}")));
+                        }
+                        Err(error) => tracing::debug!("{error}"),
+                    }
                     let node = ObjectRef::node(&self.local.config().node_name);
                     self.events.warning(&node, "ConntrackFull", warning);
                 }

@@ -111,3 +111,30 @@ fn an_address_that_another_port_takes_over() {
     check(&changed, "172.30.1.1:8000", "10.240.0.4:8000", false);
     check(&changed, "172.30.1.1:8000", "10.240.1.5:8000", true);
 }
+
+#[test]
+fn the_busiest_services_are_named() {
+    let decisions = [decision(true)];
+    let owners = Owners::new(&decisions);
+    let local: Vec<IpAddr> = vec![IpAddr::from([192, 168, 0, 2])];
+    let to = |to: &str| flow(to, "10.240.0.4:8000");
+    let mut tcp = to("172.30.1.1:8000");
+    tcp.protocol = linux::conntrack::TCP;
+    let flows = [
+        to("172.30.1.1:8000"),
+        to("1.2.3.4:8000"),
+        to("192.168.0.2:30000"),
+        // Another's port of the same number, another protocol, no service at all.
+        to("203.0.113.7:30000"),
+        tcp,
+        to("10.240.0.4:8000"),
+    ];
+    let counts = owners.count(&flows, &local);
+    assert_eq!(words(&counts).as_deref(), Some("most are for ns/s:u (3)"));
+    assert_eq!(words(&Counts::new()), None);
+    let name = |service: &str| PortName::first(&ServiceName::new("ns", service));
+    let many = ["a", "b", "c", "d"].map(name);
+    let counts: Counts = many.into_iter().zip([5, 70, 5, 1]).collect();
+    let expect = "most are for ns/b (70), ns/a (5), ns/c (5)";
+    assert_eq!(words(&counts).as_deref(), Some(expect));
+}
