@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use linux::echo::{Echo, Heard, Sent};
 use tokio::io::unix::AsyncFd;
@@ -13,6 +14,10 @@ use super::path::{Pace, Search, Step, Target, Verdict};
 
 /// Paths probed at a time; more wait.
 const AT_ONCE: usize = 16;
+
+/// The time from one start to the next: each fills a place in the kernel's table of neighbours, of
+/// which there are 1024 unless somebody has set more (`gc_thresh3`), and which others need, too.
+const GAP: Duration = Duration::from_millis(10);
 
 /// A size counts as too large when this many packets of it were lost.
 const TRIES: usize = 3;
@@ -57,6 +62,8 @@ pub struct Paths {
     all: BTreeMap<Key, Path>,
     queue: BTreeSet<(Instant, Key)>,
     tasks: JoinSet<Measured>,
+    /// Nothing is started before.
+    rest: Instant,
     /// The last failure that was logged.
     said: Option<String>,
 }
@@ -69,6 +76,7 @@ impl Paths {
             all: BTreeMap::new(),
             queue: BTreeSet::new(),
             tasks: JoinSet::new(),
+            rest: Instant::now(),
             said: None,
         }
     }
@@ -123,7 +131,7 @@ impl Paths {
     pub async fn next(&mut self) -> News {
         loop {
             let next = self.queue.first().filter(|_| self.tasks.len() < AT_ONCE);
-            let due = next.map(|(due, _)| *due);
+            let due = next.map(|(due, _)| (*due).max(self.rest));
             tokio::select! {
                 Some(done) = self.tasks.join_next() => {
                     if let Ok(measured) = done
@@ -142,6 +150,7 @@ impl Paths {
         let (Some(pace), Some((_, key))) = (self.pace, self.queue.pop_first()) else {
             return;
         };
+        self.rest = Instant::now() + GAP;
         if let Some(path) = self.all.get_mut(&key) {
             path.due = None;
             let target = path.target;
