@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use api::cni::AddResult;
-use linux::NetNs;
+use linux::link::LinkChange;
+use linux::{Host, NetNs};
 
 use crate::lab::{Node, Pod, V4, V6};
 
@@ -88,4 +89,42 @@ fn an_address_that_is_used_again_is_reachable_at_once() {
         }
         node.del(&b).unwrap();
     }
+}
+
+#[test]
+fn isolated_pods_reach_everyone_but_each_other() {
+    let test = "isolated_pods_reach_everyone_but_each_other";
+    let Some(node) = Node::new(test, &[V4]) else {
+        return;
+    };
+    let mut conf = node.conf();
+    conf["portIsolation"] = serde_json::json!(true);
+    let isolated = |pod: &Pod| -> AddResult {
+        let add = node.exec("ADD", &pod.name, Some(pod.netns.path()), &conf);
+        serde_json::from_str(&node.call(&add).unwrap()).unwrap()
+    };
+    let (a, b, c) = (Pod::new("a"), Pod::new("b"), Pod::new("c"));
+    let (ra, rb, rc) = (isolated(&a), isolated(&b), node.add(&c).unwrap());
+    let [at_a, at_b, at_c] = [&ra, &rb, &rc].map(|result| addresses(result)[0]);
+    talk(&a.netns, &node.netns, ra.ips[0].gateway.unwrap(), at_a);
+    talk(&a.netns, &c.netns, at_c, at_a);
+    talk(&c.netns, &b.netns, at_b, at_c);
+    // Somebody listens there, whom the packets do not reach.
+    let listener = b.netns.run(|| TcpListener::bind((at_b, 0)));
+    let listener = listener.unwrap().unwrap();
+    let target = listener.local_addr().unwrap();
+    let long = Duration::from_secs(1);
+    let tried = a.netns.run(|| TcpStream::connect_timeout(&target, long));
+    tried.unwrap().unwrap_err();
+    // And would, were it not for that.
+    let open = LinkChange {
+        isolated: Some(false),
+        ..LinkChange::default()
+    };
+    for result in [&ra, &rb] {
+        node.kernel()
+            .set_link(&result.interfaces[1].name, &open)
+            .unwrap();
+    }
+    talk(&a.netns, &b.netns, at_b, at_a);
 }
