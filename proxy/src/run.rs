@@ -79,8 +79,12 @@ pub fn tell_choice(config: &Config, choice: &Choice) {
     if let Some(why) = why_not_nftables {
         tracing::warn!("mode {mode}, since nftables does not work: {why}");
     }
+    let start = Instant::now();
     let why_not_ebpf = backend::ebpf::probe::probe(&config.ebpf).why_not_chosen();
-    tracing::info!("mode {mode}, the default; mode ebpf {why_not_ebpf}");
+    let asked = start.elapsed();
+    tracing::info!(
+        "mode {mode}, the default; mode ebpf {why_not_ebpf} (the kernel was asked, for {asked:?}; nothing was attached)"
+    );
 }
 
 /// Runs until SIGTERM or SIGINT. The rules stay.

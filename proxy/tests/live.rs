@@ -16,7 +16,9 @@ mod sockets;
 mod live {
     mod ebpf;
     mod ebpf_layout;
+    mod ebpf_lifecycle;
     mod ebpf_offloads;
+    mod ebpf_outside;
     mod xdp;
 }
 

@@ -33,7 +33,9 @@ pub(crate) fn run(name: Option<&str>, json: bool) -> Result<ExitCode> {
         // Optimised builds take long, and most need one program.
         Some("cni") => run::build_some(&[], &[])?,
         Some("overlay") => run::build_some(&["cni-plugin"], &["overlay"])?,
-        Some("proxy") => run::build_some(&["proxy"], &["proxy"])?,
+        Some("proxy" | "ebpf" | "ebpf-start" | "ebpf-xdp") => {
+            run::build_some(&["proxy"], &["proxy"])?
+        }
         _ => run::build(true)?,
     };
     let mut bench = Exec::new(bin.join(PROGRAM));

@@ -41,6 +41,10 @@ const LLVM: &str = "/usr/lib/llvm-22/bin";
 const LINKER_VERSION: &str = "0.13.0";
 const TARGET: &str = "bpfel-unknown-none";
 
+/// Asks for copies of memory as loads and stores. By default the linker leaves many of them to functions
+/// that copy byte by byte, which are slow, and each byte of which the kernel's verifier checks.
+const FLAGS: &str = "-Clink-arg=--disable-expand-memcpy-in-order";
+
 /// Building the linker takes minutes.
 const BUILD_TIMEOUT: Duration = Duration::from_secs(3600);
 
@@ -120,7 +124,7 @@ fn build(root: &Path, linker: &Path) -> Result<Vec<u8>> {
     ];
     let remap = remap.map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display()));
     let flags = format!(
-        "-Clinker={} -Cdebuginfo=2 {}",
+        "-Clinker={} {FLAGS} -Cdebuginfo=2 {}",
         linker.display(),
         remap.join(" ")
     );
@@ -174,13 +178,14 @@ fn stamp(root: &Path, linker: &Path, object: &[u8]) -> Result<String> {
     ))
 }
 
-/// A hash of everything that the object is made from.
+/// A hash of everything that the object is made from, and how.
 fn sources(root: &Path) -> Result<String> {
     let mut files = BTreeSet::new();
     for source in SOURCES {
         collect(&root.join(source), &mut files)?;
     }
     let mut hash = Sha256::new();
+    hash.update(FLAGS);
     for file in files {
         let name = file.strip_prefix(root).unwrap_or(&file);
         let bytes = fs::read(&file).with_context(|| file.display().to_string())?;

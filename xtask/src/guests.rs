@@ -91,7 +91,7 @@ const LANES: &[Plan] = &[
             (
                 "proxy/live",
                 &[
-                    "ebpf::consistent_hashing",
+                    "ebpf_outside::consistent_hashing",
                     "ebpf::sockets_see",
                     "xdp::clients_are_served_in",
                 ],

@@ -68,7 +68,7 @@ enum Command {
     Tidy,
     /// Measure; a table for people, or one JSON object a line
     Bench {
-        /// What to measure: cni, overlay, proxy, ebpf, cluster; ipvs (in a guest); all but ipvs when left out
+        /// What to measure: cni, overlay, proxy, ebpf (ebpf-start, ebpf-xdp: parts of it), cluster; ipvs (in a guest); all but ipvs when left out
         name: Option<String>,
         /// One JSON object a line
         #[arg(long)]

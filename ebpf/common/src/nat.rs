@@ -15,9 +15,11 @@ use crate::abi::{
     Flow, FlowKey, MemberKey, Port, SET_SERVING, STATE_ANSWERED, STATE_FIN_CLIENT,
     STATE_FIN_SERVER, STATE_RESET, TCP, UDP, event, halves, is_v4, same,
 };
-use crate::maglev::client;
+use crate::maglev;
 use crate::packet::{ACK, FIN, RST, SYN};
-use crate::resolve::{Choice, Chosen, Query, Services, Source, choose, find, pick, scale, within};
+use crate::resolve::{
+    Choice, Chosen, Found, Query, Services, Source, choose, find, pick, scale, within,
+};
 
 /// Ports for masquerading: below those that the kernel gives to the node's own sockets (from 32768
 /// on) and below node ports (from 30000 on).
@@ -59,7 +61,8 @@ pub trait Flows {
 }
 
 /// One packet's question and answer, and room to work: in the kernel it lies in a map, since the
-/// stack is too small.
+/// stack is too small. What stands in a map the verifier knows nothing of, so ways through the code
+/// that differ in nothing else are one to it: on the stack or in a register each would be another.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Work {
     /// Question: who talks to whom. The role is ours.
@@ -79,6 +82,9 @@ pub struct Work {
     pub service: u32,
     /// Answer, for counting.
     pub endpoint: Endpoint,
+    query: Query,
+    found: Found,
+    chosen: Chosen,
     other: FlowKey,
     flow: Flow,
     spare: Spare,
@@ -88,9 +94,12 @@ pub struct Work {
 #[derive(Debug, Clone, Copy, Default)]
 struct Spare {
     port: Port,
-    /// How long ago its last packet was; 0: no port.
+    /// How long ago its last packet was; 0: no port. [`OVER`]: the connection is over altogether.
     age_ns: u64,
 }
+
+/// [`Spare::age_ns`] of a port that may serve another connection at once.
+const OVER: u64 = u64::MAX;
 
 impl Work {
     /// Asks about a packet from `src` to `dst`.
@@ -232,40 +241,41 @@ pub fn ingress<M: Services + Flows>(maps: &M, work: &mut Work) -> Action {
 /// The first packet of a connection.
 #[inline(never)]
 fn begin<M: Services + Flows>(maps: &M, work: &mut Work) -> Action {
-    let mut query = Query {
+    work.query = Query {
         addr: work.key.dst.addr,
         port: work.key.dst.port,
         protocol: if work.is_udp() { UDP } else { TCP },
         source: Source::Outside,
         client: 0,
     };
-    let Some(found) = find(maps, &query) else {
+    let Some(found) = find(maps, &work.query) else {
         return Action::Pass;
     };
-    if found.service.table_size > 0 {
+    work.found = found;
+    if work.found.service.table_size > 0 {
         // Where a client is to stay with its endpoint, every node sends it to the same one.
-        let with_port = found.service.affinity_seconds == 0;
-        query.client = client(&work.key.src, work.key.protocol, with_port);
+        let with_port = work.found.service.affinity_seconds == 0;
+        work.query.client = maglev::client(&work.key.src, work.key.protocol, with_port);
     }
     if work.from_pods || is_pod(maps, &work.key.src.addr) {
-        query.source = Source::Pod;
+        work.query.source = Source::Pod;
     }
     let mut new = true;
-    let mut chosen = Chosen::default();
-    match choose(maps, &found, &query, Some(&work.key.src.addr), &mut chosen) {
+    let client = Some(&work.key.src.addr);
+    match choose(maps, &work.found, &work.query, client, &mut work.chosen) {
         Choice::Drop { reason } => return Action::Drop { reason },
         Choice::Forward => {
-            work.flow.endpoint = chosen.endpoint;
-            work.flow.service = chosen.service;
-            work.flow.set = chosen.set;
-            work.flow.flags = if chosen.masquerade {
+            work.flow.endpoint = work.chosen.endpoint;
+            work.flow.service = work.chosen.service;
+            work.flow.set = work.chosen.set;
+            work.flow.flags = if work.chosen.masquerade {
                 FLOW_MASQUERADE
             } else {
                 0
             };
         }
         Choice::Reject => {
-            nobody(maps, work, chosen.service);
+            nobody(maps, work);
             new = false;
         }
     }
@@ -285,8 +295,8 @@ fn begin<M: Services + Flows>(maps: &M, work: &mut Work) -> Action {
             }
             Remembered::Collision => {}
         }
-        if pick(maps, &found, 0, &mut chosen) {
-            work.flow.endpoint = chosen.endpoint;
+        if pick(maps, &work.found, 0, &mut work.chosen) {
+            work.flow.endpoint = work.chosen.endpoint;
         }
         tries += 1;
     }
@@ -298,7 +308,7 @@ fn begin<M: Services + Flows>(maps: &M, work: &mut Work) -> Action {
 /// Where the node itself refuses: port 0 of an address of its own, on which nobody can listen, so
 /// that its network stack answers with a reset or an unreachable.
 #[inline(always)]
-fn nobody<M: Services>(maps: &M, work: &mut Work, service: u32) {
+fn nobody<M: Services>(maps: &M, work: &mut Work) {
     let dst = &work.key.dst.addr;
     let addr = match maps.config() {
         Some(config) if maps.node_addr(dst).is_none() => {
@@ -311,7 +321,7 @@ fn nobody<M: Services>(maps: &M, work: &mut Work, service: u32) {
         _ => *dst,
     };
     work.flow.endpoint = Endpoint::new(addr, [0, 0]);
-    work.flow.service = service;
+    work.flow.service = work.chosen.service;
     work.flow.set = 0;
     work.flow.flags = FLOW_REFUSED;
 }
@@ -413,9 +423,9 @@ fn masquerade<M: Services + Flows>(maps: &M, work: &mut Work) -> Action {
     work.key.role = FLOW_MASQUERADED;
     work.spare = Spare::default();
     let mut tries = 0;
-    while tries < PORT_TRIES {
+    while tries < PORT_TRIES && work.spare.age_ns != OVER {
         work.key.dst.port = port(scale(maps.random(), PORTS));
-        if is_free(maps, work, now_ns) {
+        if is_taken(maps, work, now_ns) {
             return masqueraded(maps, work);
         }
         tries += 1;
@@ -429,28 +439,33 @@ fn masquerade<M: Services + Flows>(maps: &M, work: &mut Work) -> Action {
     }
 }
 
-/// Takes the port of `work.key` where no connection has it.
+/// Takes the port of `work.key` where no connection has ever had it. Of the others it is remembered
+/// which to use again.
 #[inline(always)]
-fn is_free<M: Services + Flows>(maps: &M, work: &mut Work, now_ns: u64) -> bool {
+fn is_taken<M: Services + Flows>(maps: &M, work: &mut Work, now_ns: u64) -> bool {
     let Some(other) = maps.flow(&work.key) else {
         return maps.add_flow(&work.key, &work.flow);
     };
     let began_ns = other.seen_ns;
     work.look_at_reply(&other.endpoint, &other.client);
-    if let Some(reply) = maps.flow(&work.other)
-        && !is_over(reply, work.is_udp(), now_ns)
-    {
-        // The client has begun another connection from the same port of its own since then.
-        let is_left = !reply.node.is_none() && reply.node.port != work.key.dst.port;
-        let ended_ns = if is_left { began_ns } else { reply.seen_ns };
-        let age_ns = now_ns.saturating_sub(ended_ns);
-        if (is_left || is_closed(reply.state)) && age_ns > work.spare.age_ns {
-            work.spare.port = work.key.dst.port;
-            work.spare.age_ns = age_ns;
+    let age_ns = match maps.flow(&work.other) {
+        Some(reply) if !is_over(reply, work.is_udp(), now_ns) => {
+            // The client has begun another connection from the same port of its own since then.
+            let is_left = reply.node.port != [0, 0] && reply.node.port != work.key.dst.port;
+            let ended_ns = if is_left { began_ns } else { reply.seen_ns };
+            if is_left || is_closed(reply.state) {
+                now_ns.saturating_sub(ended_ns)
+            } else {
+                0
+            }
         }
-        return false;
+        _ => OVER,
+    };
+    if age_ns > work.spare.age_ns {
+        work.spare.port = work.key.dst.port;
+        work.spare.age_ns = age_ns;
     }
-    maps.set_flow(&work.key, &work.flow)
+    false
 }
 
 /// The port of `work.key` is the connection's.

@@ -9,13 +9,14 @@ use crate::abi::{
 };
 
 /// Where a connection comes from; an index of [`Service::internal`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Source {
     /// A pod of this node.
     Pod = 0,
     /// The node itself.
     Node = 1,
     /// Anywhere else.
+    #[default]
     Outside = 2,
 }
 
@@ -48,7 +49,7 @@ pub trait Services {
 }
 
 /// The beginning of a connection.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Query {
     /// Destination address.
     pub addr: Addr,

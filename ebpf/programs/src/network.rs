@@ -70,6 +70,7 @@ pub struct Scratch {
     pub outer: Packet,
     pub inner: Packet,
     pub work: Work,
+    kind: u32,
 }
 
 /// One for each direction, and the last before the stack. The network stack handles one packet at a
@@ -94,14 +95,36 @@ fn handle(skb: *mut __sk_buff, out: u32) -> i32 {
     };
     // SAFETY: this CPU's and this direction's own element.
     let scratch = unsafe { &mut *scratch };
-    match read(skb, scratch) {
-        TRANSPORT => transport(skb, scratch, out != 0),
-        ERROR => error(skb, scratch, out != 0),
+    read(skb, scratch);
+    match scratch.kind() {
+        TRANSPORT if ask(scratch) => {}
+        ERROR => ask_error(scratch),
         UNREADABLE => {
             happened(event::UNREADABLE);
+            return TC_ACT_UNSPEC;
+        }
+        _ => return TC_ACT_UNSPEC,
+    }
+    match decide(skb, scratch, out != 0) {
+        Action::Pass => TC_ACT_UNSPEC,
+        Action::Drop { reason } => {
+            happened(reason);
+            TC_ACT_SHOT
+        }
+        Action::Rewrite { .. } if scratch.kind() == ERROR => {
+            if !rewrite_error(skb, scratch, out != 0) {
+                return TC_ACT_SHOT;
+            }
+            happened(event::ICMP);
             TC_ACT_UNSPEC
         }
-        _ => TC_ACT_UNSPEC,
+        Action::Rewrite { new } => {
+            if !rewrite(skb, scratch, out != 0) {
+                return TC_ACT_SHOT;
+            }
+            rewritten(skb, scratch, out != 0, new);
+            TC_ACT_UNSPEC
+        }
     }
 }
 
@@ -109,15 +132,25 @@ const TRANSPORT: u32 = 1;
 const ERROR: u32 = 2;
 const UNREADABLE: u32 = 3;
 
+impl Scratch {
+    /// What the packet is. Read anew each time, so that the compiler makes one way of what follows,
+    /// and not one for each kind: the verifier would check all of them.
+    #[inline(always)]
+    fn kind(&self) -> u32 {
+        // SAFETY: a reference.
+        unsafe { read_volatile(&self.kind) }
+    }
+}
+
 #[inline(never)]
-fn read(skb: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
+fn read(skb: *mut __sk_buff, scratch: &mut Scratch) {
     let bytes = Skb(TcContext::new(skb));
-    match parse(&bytes, &mut scratch.outer, &mut scratch.inner) {
+    scratch.kind = match parse(&bytes, &mut scratch.outer, &mut scratch.inner) {
         Kind::Transport => TRANSPORT,
         Kind::Error => ERROR,
         Kind::Unreadable => UNREADABLE,
         Kind::Other => 0,
-    }
+    };
 }
 
 #[inline(always)]
@@ -161,42 +194,43 @@ fn egress_of(work: &mut Work) -> Action {
     nat::egress(&Maps, work)
 }
 
+/// Asks about the packet; false for a fragment of which nobody knows the ports.
 #[inline(always)]
-fn transport(skb: *mut __sk_buff, scratch: &mut Scratch, out: bool) -> i32 {
+fn ask(scratch: &mut Scratch) -> bool {
     let packet = &mut scratch.outer;
     if packet.fragment != Fragment::Whole && !fragment(packet) {
-        return TC_ACT_UNSPEC;
+        return false;
     }
-    let later = packet.fragment == Fragment::Later;
     let work = &mut scratch.work;
     work.ask(&packet.src, &packet.dst, packet.protocol);
     work.tcp_flags = packet.tcp_flags;
-    work.begins = !later;
-    match decide(skb, scratch, out) {
-        Action::Pass => TC_ACT_UNSPEC,
-        Action::Drop { reason } => {
-            happened(reason);
-            TC_ACT_SHOT
-        }
-        Action::Rewrite { new } => {
-            if !rewrite(skb, scratch, out) {
-                return TC_ACT_SHOT;
-            }
-            if new {
-                happened(event::NETWORK);
-            }
-            if later {
-                happened(event::FRAGMENTS);
-            }
-            // Both directions pass one ingress and one egress each: they are counted once.
-            if !out {
-                // SAFETY: a field of the context.
-                let bytes = unsafe { read_volatile(addr_of!((*skb).len)) };
-                let work = &scratch.work;
-                count(work.service, &work.endpoint, u64::from(new), 1, u64::from(bytes));
-            }
-            TC_ACT_UNSPEC
-        }
+    work.begins = packet.fragment != Fragment::Later;
+    true
+}
+
+/// Asks about the packet that an error of ICMP is about, which is one of the other direction.
+#[inline(always)]
+fn ask_error(scratch: &mut Scratch) {
+    let inner = &scratch.inner;
+    scratch.work.ask(&inner.dst, &inner.src, inner.protocol);
+    scratch.work.begins = false;
+}
+
+/// Counts a packet that was rewritten.
+#[inline(always)]
+fn rewritten(skb: *mut __sk_buff, scratch: &Scratch, out: bool, new: bool) {
+    if new {
+        happened(event::NETWORK);
+    }
+    if scratch.outer.fragment == Fragment::Later {
+        happened(event::FRAGMENTS);
+    }
+    // Both directions pass one ingress and one egress each: they are counted once.
+    if !out {
+        // SAFETY: a field of the context.
+        let bytes = unsafe { read_volatile(addr_of!((*skb).len)) };
+        let work = &scratch.work;
+        count(work.service, &work.endpoint, u64::from(new), 1, u64::from(bytes));
     }
 }
 
@@ -310,23 +344,7 @@ fn rewrite(skb: *mut __sk_buff, scratch: &mut Scratch, source: bool) -> bool {
     store_addr(ctx, at, &to.addr, packet.v4)
 }
 
-/// An error of ICMP about a packet of a translated flow.
-#[inline(always)]
-fn error(skb: *mut __sk_buff, scratch: &mut Scratch, out: bool) -> i32 {
-    let inner = &scratch.inner;
-    scratch.work.ask(&inner.dst, &inner.src, inner.protocol);
-    scratch.work.begins = false;
-    let Action::Rewrite { .. } = decide(skb, scratch, out) else {
-        return TC_ACT_UNSPEC;
-    };
-    if !rewrite_error(skb, scratch, out) {
-        return TC_ACT_SHOT;
-    }
-    happened(event::ICMP);
-    TC_ACT_UNSPEC
-}
-
-/// At ingress the error goes to whom the inner packet came from; at egress it may come from whom
+/// Rewrites an error of ICMP about a packet of a translated flow. At ingress it goes to whom the inner packet came from; at egress it may come from whom
 /// the inner packet went to.
 #[inline(never)]
 fn rewrite_error(skb: *mut __sk_buff, scratch: &mut Scratch, out: bool) -> bool {

@@ -9,7 +9,7 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use ebpf_common::abi::{Addr, CONFIG_OFFSETS, Endpoint, Port, TCP, UDP, event, same, v4};
+use ebpf_common::abi::{Addr, CONFIG_OFFSETS, Endpoint, Offsets, Port, TCP, UDP, event, is_v4, same, v4};
 use ebpf_common::resolve::{Query, Services, Source, wildcard};
 use ebpf_common::socket::{Answer, Call, Verdict, incoming, may_bind, outgoing};
 
@@ -170,9 +170,8 @@ fn out(ctx: &SockAddrContext, is_v4: bool, sticky: bool) -> i32 {
     if call.query.protocol != TCP && call.query.protocol != UDP {
         return ALLOW;
     }
-    let family_v4 = ebpf_common::abi::is_v4(&call.query.addr);
     let mut answer = Answer::default();
-    let client = |address: &mut Addr| own_address(ctx.sock_addr, family_v4, address);
+    let client = |address: &mut Addr| own_address(ctx.sock_addr, &call.query.addr, address);
     let verdict = outgoing(&Maps, &call, sticky, client, &mut answer);
     if verdict == Verdict::Pass {
         return ALLOW;
@@ -227,17 +226,26 @@ fn bind(ctx: &SockAddrContext, is_v4: bool) -> i32 {
     DENY
 }
 
+/// Reads the kernel's memory: zeros where there is none. Nobody needs to ask which of the two it was,
+/// and each question would be one more way through the code for the verifier.
 #[inline(always)]
-fn read<const N: usize>(at: u64) -> Option<[u8; N]> {
-    let mut bytes = [0; N];
-    // SAFETY: the helper checks the address; a bad one is an error.
-    unsafe { bpf_probe_read_kernel_buf(at as *const u8, &mut bytes) }.ok()?;
-    Some(bytes)
+fn read<const N: usize>(at: u64, bytes: &mut [u8; N]) {
+    // SAFETY: the helper checks the address, and fills with zeros what it cannot read.
+    let _ = unsafe { bpf_probe_read_kernel_buf(at as *const u8, bytes) };
 }
 
 #[inline(always)]
-fn pointer(at: u64) -> Option<u64> {
-    read(at).map(u64::from_ne_bytes)
+fn pointer(at: u64) -> u64 {
+    let mut bytes = [0; 8];
+    read(at, &mut bytes);
+    u64::from_ne_bytes(bytes)
+}
+
+#[inline(always)]
+fn word(at: u64) -> u32 {
+    let mut bytes = [0; 4];
+    read(at, &mut bytes);
+    u32::from_ne_bytes(bytes)
 }
 
 /// The address that the program has bound its socket to.
@@ -269,84 +277,72 @@ fn bound(ctx: *mut bpf_sock_addr, is_v4: bool, address: &mut Addr) -> bool {
 }
 
 /// The first address of the first interface in the socket's network namespace that is not the
-/// loopback: a pod's own. `connect` has not chosen a source yet.
+/// loopback: a pod's own. `connect` has not chosen a source yet. Of the family of `peer`.
 #[inline(never)]
-fn own_address(ctx: *mut bpf_sock_addr, is_v4: bool, address: &mut Addr) -> bool {
-    if bound(ctx, is_v4, address) {
-        return true;
-    }
-    match find_address(ctx, is_v4) {
-        Some(found) => {
-            *address = found;
-            true
-        }
-        None => false,
-    }
+fn own_address(ctx: *mut bpf_sock_addr, peer: &Addr, address: &mut Addr) -> bool {
+    let is_v4 = is_v4(peer);
+    bound(ctx, is_v4, address) || find_address(ctx, is_v4, address)
 }
 
 #[inline(always)]
-fn find_address(ctx: *mut bpf_sock_addr, is_v4: bool) -> Option<Addr> {
+fn find_address(ctx: *mut bpf_sock_addr, is_v4: bool, address: &mut Addr) -> bool {
     // SAFETY: a constant of this program, read as the loader has left it.
     if unsafe { read_volatile(addr_of!(READS_KERNEL)) } == 0 {
-        return None;
+        return false;
     }
-    let config = Maps.config()?;
+    let Some(config) = Maps.config() else {
+        return false;
+    };
     if config.flags & CONFIG_OFFSETS == 0 {
-        return None;
+        return false;
     }
     let o = &config.offsets;
     // The context's own layout, which the verifier does not rewrite for reads by helper.
-    let mut sock = [0_u8; 8];
-    let at = ctx as *const u8;
-    // SAFETY: the helper checks the address.
-    unsafe {
-        let at = at.wrapping_add(o.kern_sk as usize);
-        bpf_probe_read_kernel_buf(at, &mut sock).ok()?;
-    }
-    let net = pointer(u64::from_ne_bytes(sock) + u64::from(o.sk_net))?;
-    let head = net + u64::from(o.net_devices);
-    let mut entry = pointer(head)?;
+    let sock = pointer((ctx as u64).wrapping_add(u64::from(o.kern_sk)));
+    let head = pointer(sock + u64::from(o.sk_net)) + u64::from(o.net_devices);
+    let mut entry = pointer(head);
     let mut i = 0;
     while i < DEVICES_MAX && entry != head && entry != 0 {
         let device = entry - u64::from(o.dev_list);
-        let flags = u32::from_ne_bytes(read(device + u64::from(o.dev_flags))?);
-        if flags & IFF_LOOPBACK == 0 {
-            let found = if is_v4 {
-                address_v4(device, o)
+        if word(device + u64::from(o.dev_flags)) & IFF_LOOPBACK == 0
+            && if is_v4 {
+                address_v4(device, o, address)
             } else {
-                address_v6(device, o)
-            };
-            if found.is_some() {
-                return found;
+                address_v6(device, o, address)
             }
+        {
+            return true;
         }
-        entry = pointer(entry)?;
+        entry = pointer(entry);
         i += 1;
     }
-    None
+    false
 }
 
 #[inline(always)]
-fn address_v4(device: u64, o: &ebpf_common::abi::Offsets) -> Option<Addr> {
-    let in_device = pointer(device + u64::from(o.dev_ip)).filter(|at| *at != 0)?;
-    let first = pointer(in_device + u64::from(o.in_addrs)).filter(|at| *at != 0)?;
-    Some(v4(read(first + u64::from(o.ifa_local))?))
+fn address_v4(device: u64, o: &Offsets, address: &mut Addr) -> bool {
+    let in_device = pointer(device + u64::from(o.dev_ip));
+    let first = pointer(in_device + u64::from(o.in_addrs));
+    let found = word(first + u64::from(o.ifa_local));
+    *address = v4(found.to_ne_bytes());
+    found != 0
 }
 
 #[inline(always)]
-fn address_v6(device: u64, o: &ebpf_common::abi::Offsets) -> Option<Addr> {
-    let in6 = pointer(device + u64::from(o.dev_ip6)).filter(|at| *at != 0)?;
+fn address_v6(device: u64, o: &Offsets, address: &mut Addr) -> bool {
+    let in6 = pointer(device + u64::from(o.dev_ip6));
     let head = in6 + u64::from(o.in6_addrs);
-    let mut entry = pointer(head)?;
+    let mut entry = pointer(head);
     let mut i = 0;
     while i < ADDRESSES_MAX && entry != head && entry != 0 {
-        let addr: Addr = read(entry - u64::from(o.ifa6_list) + u64::from(o.ifa6_addr))?;
+        let at = entry - u64::from(o.ifa6_list) + u64::from(o.ifa6_addr);
+        read(at, address);
         // Not a link-local one (fe80::/10).
-        if !(addr[0] == 0xfe && addr[1] & 0xc0 == 0x80) {
-            return Some(addr);
+        if !(address[0] == 0xfe && address[1] & 0xc0 == 0x80) {
+            return true;
         }
-        entry = pointer(entry)?;
+        entry = pointer(entry);
         i += 1;
     }
-    None
+    false
 }

@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use nix::sched::CloneFlags;
 use nix::sys::signal::{Signal, kill};
@@ -178,6 +179,25 @@ pub fn resident_bytes(pid: i32) -> Result<u64> {
         .ok_or_else(|| Error::other(format!("read {path}"), "no VmRSS line"))
 }
 
+/// Time that a process has used of processors, its threads' and the kernel's for it (`utime` and
+/// `stime` of `/proc/PID/stat`; in steps of 10 ms).
+pub fn cpu_time(pid: i32) -> Result<Duration> {
+    let path = format!("/proc/{pid}/stat");
+    let text = std::fs::read_to_string(&path).map_err(|e| Error::new(format!("read {path}"), e))?;
+    // The name, in parentheses, may hold anything; the third field follows it.
+    let rest = text.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let ticks = rest.split_whitespace().skip(11).take(2);
+    let ticks: Vec<u64> = ticks.filter_map(|field| field.parse().ok()).collect();
+    let [user, system] = ticks[..] else {
+        return Err(Error::other(format!("read {path}"), "no times"));
+    };
+    let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK);
+    let per_second = per_second.ok().flatten().unwrap_or(100).unsigned_abs();
+    Ok(Duration::from_millis(
+        (user + system) * 1000 / per_second.max(1),
+    ))
+}
+
 /// Halts the machine at once, without asking anybody: for the first process of a guest.
 ///
 /// # Errors
@@ -254,5 +274,15 @@ mod tests {
         let me = i32::try_from(std::process::id()).unwrap();
         assert!(is_alive(me));
         assert!(resident_bytes(me).unwrap() > 100_000);
+    }
+
+    #[test]
+    fn our_own_time_grows() {
+        let me = i32::try_from(std::process::id()).unwrap();
+        let before = cpu_time(me).unwrap();
+        while cpu_time(me).unwrap() == before {
+            std::hint::black_box(std::fs::read("/proc/self/stat").unwrap());
+        }
+        assert!(cpu_time(i32::MAX).is_err());
     }
 }

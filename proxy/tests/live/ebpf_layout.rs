@@ -18,24 +18,37 @@ use crate::lab::{Lab, service};
 const SPREAD: &str = "{type: NodePort, clusterIP: 172.30.0.41, clusterIPs: [172.30.0.41, \"fd00:172::41\"], ports: [{port: 80, nodePort: 30041}, {name: udp, port: 80, protocol: UDP, nodePort: 30041}]}";
 const STICKY: &str = "{type: NodePort, sessionAffinity: ClientIP, clusterIP: 172.30.0.43, clusterIPs: [172.30.0.43, \"fd00:172::43\"], ports: [{port: 80, nodePort: 30043}]}";
 
-/// Maps of version 1, whose shapes are written out here as that version had them: type, bytes of keys
-/// and of values. There were no tables, and less in a service's value.
-const V1: [(&str, u32, u32, u32); 14] = [
-    ("CONFIG", 2, 4, 152),
-    ("FRONTENDS", 1, 20, 8),
-    ("SERVICES", 1, 4, 28),
-    ("SLOTS", 1, 12, 20),
-    ("MEMBERS", 1, 28, 4),
-    ("RANGES", 11, 24, 4),
-    ("NODE_ADDRS", 1, 16, 4),
-    ("IFACES", 1, 4, 36),
-    ("AFFINITIES", 9, 20, 32),
-    ("SOCKETS", 9, 32, 28),
-    ("FLOWS", 9, 48, 104),
-    ("FRAGMENTS", 9, 40, 4),
-    ("COUNTERS", 10, 24, 24),
-    ("EVENTS", 6, 4, 8),
-];
+/// Maps of version 1, as the last object of that version defines them.
+const V1: &str = include_str!("ebpf_layout_v1.txt");
+
+/// A map of an older object.
+struct Older {
+    name: &'static str,
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    flags: u32,
+}
+
+/// Those of version 1 that were pinned.
+fn version_1() -> Vec<Older> {
+    let lines = V1.lines().filter(|line| !line.starts_with('#'));
+    let maps = lines.filter_map(|line| {
+        let (name, rest) = line.split_once(' ').unwrap();
+        let numbers: Vec<u32> = rest.split(' ').map(|n| n.parse().unwrap()).collect();
+        let [kind, key_size, value_size, flags, pinned] = numbers[..] else {
+            panic!("{line}");
+        };
+        (pinned == 1).then_some(Older {
+            name,
+            kind,
+            key_size,
+            value_size,
+            flags,
+        })
+    });
+    maps.collect()
+}
 
 fn layouts(node: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(node).unwrap();
@@ -51,12 +64,14 @@ fn make_older(node: &Path) {
     };
     let (ours, older) = (node.join(ours), node.join("maps-v1-0a0b0c0d"));
     std::fs::create_dir(&older).unwrap();
-    for (name, kind, key_size, value_size) in V1 {
+    for of in version_1() {
+        let name = of.name;
         let from = Map::new(open_pinned(&ours.join(name)).unwrap(), name).unwrap();
         let info = MapInfo {
-            kind,
-            key_size,
-            value_size,
+            kind: of.kind,
+            key_size: of.key_size,
+            value_size: of.value_size,
+            flags: of.flags,
             ..*from.info()
         };
         if info == *from.info() {
@@ -66,7 +81,7 @@ fn make_older(node: &Path) {
         assert_eq!(name, "SERVICES", "{:?}", from.info());
         let to = Map::create(&info, name).unwrap();
         for (key, value) in from.entries().unwrap() {
-            to.update(&key, &value[..value_size as usize]).unwrap();
+            to.update(&key, &value[..of.value_size as usize]).unwrap();
         }
         to.pin(&older.join(name)).unwrap();
     }

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use crate::lab::{self, Lab, place::Place, service};
-use crate::live::ebpf::{ALL, SPEC, Stop, ask_on};
+use crate::live::ebpf::{ALL, SPEC, Stop, ask_on, names};
 use aya::programs::Program;
 use linux::{Host as _, bpf};
 use nix::sys::signal::Signal;
@@ -109,9 +109,7 @@ fn datagrams(from: &Place, to: &str) {
 /// Everybody is reached by all addresses, and every answer comes.
 fn serves(lab: &Lab) {
     for to in TO {
-        let answers = lab.cli.ask_many(to, 60);
-        let names: std::collections::BTreeSet<_> = answers.iter().map(|(who, _)| who).collect();
-        assert_eq!(names.len(), 3, "{to}");
+        assert_eq!(names(&lab.cli, to, 60).len(), 3, "{to}");
         datagrams(&lab.cli, to);
         bulk(&lab.cli, to);
     }

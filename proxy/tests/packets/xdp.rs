@@ -1,17 +1,17 @@
 //! Before the stack: the same packets as at ingress, with the same outcome, or left as they are.
 
-use aya::programs::Program;
+use aya::programs::{Program, TestRun, TestRunOptions};
 use ebpf_common::abi::{
-    Config, Endpoint, FLAG_MEMBERS, Frontend, FrontendKey, KIND_EXTERNAL, PATH_DROP, Service, TCP,
-    UDP, bytes_of, event, from_bytes,
+    Config, CounterKey, Endpoint, FLAG_MEMBERS, Frontend, FrontendKey, KIND_EXTERNAL, PATH_DROP,
+    Service, TCP, UDP, bytes_of, event, from_bytes,
 };
 use ebpf_common::packet::Kind;
 use ebpf_common::sum::{checksum, fold};
 use ebpf_common::xdp::{Mark, event as xdp_event};
 
 use crate::{
-    Bench, Shape, assert_sums, cast, ethernet, frame, icmp_error, ip_header, pseudo, random, read,
-    shapes,
+    Bench, SERVED, Shape, assert_sums, cast, ethernet, frame, icmp_error, ip_header, pseudo,
+    random, read, shapes,
 };
 
 /// Actions of XDP.
@@ -45,6 +45,45 @@ impl Bench {
 
     fn is_left(&mut self, packet: &[u8]) -> bool {
         self.before(packet) == (PASS, None, packet.to_vec())
+    }
+
+    /// Runs the program on a packet in front of which others have left so many bytes of metadata;
+    /// `None`: this kernel has no such packets. The action, and the packet after it.
+    fn behind(&mut self, metadata: u32, packet: &[u8]) -> Option<(u32, Vec<u8>)> {
+        let program = self.object.ebpf().program("before_stack").unwrap();
+        let Program::Xdp(program) = program else {
+            panic!("not of XDP");
+        };
+        let mut sent = vec![0; metadata as usize];
+        sent.extend(packet);
+        // `struct xdp_md`: where the packet begins and ends; metadata stands before it.
+        let end = u32::try_from(sent.len()).unwrap();
+        let context: Vec<u8> = [metadata, end, 0, 0, 0, 0]
+            .iter()
+            .flat_map(|word: &u32| word.to_ne_bytes())
+            .collect();
+        let mut out = vec![0; sent.len() + 64];
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(&sent);
+        options.ctx_in = Some(&context);
+        options.data_out = Some(&mut out);
+        let result = program.test_run(options).ok()?;
+        out.truncate(result.data_size_out as usize);
+        Some((result.return_value, out.split_off(metadata as usize)))
+    }
+
+    /// Connections and packets counted for an endpoint.
+    fn served(&self, service: u32, endpoint: Endpoint) -> (u64, u64) {
+        let key = CounterKey { service, endpoint };
+        let value = self.maps.get("COUNTERS").lookup(bytes_of(&key)).unwrap();
+        let value = value.unwrap_or_default();
+        let words: Vec<u64> = value
+            .chunks(8)
+            .map(|word| u64::from_ne_bytes(word.try_into().unwrap()))
+            .collect();
+        // Connections, packets, bytes, for each CPU.
+        let of = |field: usize| words.iter().skip(field).step_by(3).sum();
+        (of(0), of(1))
     }
 
     fn counted(&self, map: &str, index: u32) -> u64 {
@@ -121,6 +160,45 @@ fn what_is_translated_is_what_ingress_makes_of_it() {
     let counted = bench.counted("XDP_EVENTS", xdp_event::TRANSLATED);
     assert_eq!(counted, translated);
     assert_eq!(bench.counted("XDP_EVENTS", xdp_event::CHECKSUM), 0);
+}
+
+/// Where there is no room for a mark, as with drivers that know no metadata, the packet goes on as it is,
+/// and ingress translates it: once, and counted once.
+#[test]
+fn without_room_for_a_mark_ingress_translates() {
+    let Some(mut bench) = Bench::with_xdp("xdp_no_mark") else {
+        return;
+    };
+    // The most that may stand there: 32 bytes, or in newer kernels all the room there is.
+    let (client, frontend) = (cast(true)[0], cast(true)[1]);
+    let probe = frame(&client, &frontend, plain_shapes(true)[0]);
+    let mut sizes = (1..64).rev().map(|words| words * 4);
+    let most = sizes.find(|n| bench.behind(*n, &probe).is_some());
+    let most = most.expect("a packet with metadata");
+    let mut left = 1;
+    for v4 in [true, false] {
+        let [mut client, frontend, _, endpoint, _] = cast(v4);
+        let service = SERVED + u32::from(!v4);
+        for (i, shape) in (0..).zip(plain_shapes(v4)) {
+            client.port = (43_000_u16 + i).to_be_bytes();
+            let sent = frame(&client, &frontend, shape);
+            let begun = bench.counted("EVENTS", event::NETWORK);
+            let before = bench.served(service, endpoint);
+            // The first packet makes the flow, the second finds it.
+            for n in 1..=2 {
+                let (action, out) = bench.behind(most, &sent).unwrap();
+                assert_eq!((action, &out), (PASS, &sent), "it is left as it is");
+                left += 1;
+                assert_eq!(bench.counted("XDP_EVENTS", xdp_event::NO_MARK), left);
+                let out = bench.pass("ingress", &sent);
+                assert_eq!(crate::ends(&out).1, endpoint);
+                let after = bench.served(service, endpoint);
+                assert_eq!((after.0 - before.0, after.1 - before.1), (1, n));
+                assert_eq!(bench.counted("EVENTS", event::NETWORK), begun + 1);
+            }
+        }
+    }
+    assert_eq!(bench.counted("XDP_EVENTS", xdp_event::TRANSLATED), 0);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! Service and directly, in turn) and beside mode nftables (node ports from outside, in turn); what
 //! a change, a start and memory cost at several numbers of services.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -12,6 +12,10 @@ use super::{Figure, ms, percentile};
 
 /// Numbers of services.
 const SIZES: [usize; 3] = [1, 100, 10_000];
+/// First starts measured.
+const STARTS: usize = 7;
+/// What the proxy says of a start it says within this time.
+const SAID_TIMEOUT: Duration = Duration::from_secs(30);
 /// Changes measured.
 const CHANGES: usize = 200;
 /// Samples of connections and requests, and how many of these are in one.
@@ -29,6 +33,7 @@ pub fn run() -> Result<Vec<Figure>> {
         figures.extend(run_size(size)?);
     }
     figures.extend(node_ports()?);
+    figures.extend(before_stack()?);
     Ok(figures)
 }
 
@@ -41,10 +46,8 @@ fn run_size(size: usize) -> Result<Vec<Figure>> {
     let mut lab = Lab::new(size - 1)?;
     lab.add_echo();
     lab.use_group(true)?;
-    let start = Instant::now();
-    lab.start("ebpf")?;
+    let mut figures = starts(&mut lab)?;
     let ended = "the proxy ended";
-    let cold = lab.wait(SERVERS[0], start)?.context(ended)?;
     let before = times(&lab.log(), COMMITTED).count();
     for i in 0..CHANGES {
         let server = SERVERS[(i + 1) % 2];
@@ -52,22 +55,6 @@ fn run_size(size: usize) -> Result<Vec<Figure>> {
         lab.wait(server, Instant::now())?.context(ended)?;
     }
     let log = lab.log();
-    let full = times(&log, "all that was listed is programmed").next();
-    let full = full.context("nothing was listed")?;
-    let mut figures = vec![
-        figure(
-            "cold_start_s",
-            "s",
-            &[cold.as_secs_f64()],
-            "start of the process until a connection works",
-        ),
-        figure(
-            "program_s",
-            "s",
-            &[full.as_secs_f64()],
-            "objects listed until all are in the maps",
-        ),
-    ];
     let writes: Vec<f64> = times(&log, COMMITTED).skip(before).map(ms).collect();
     figures.push(figure(
         "change_ms",
@@ -83,6 +70,67 @@ fn run_size(size: usize) -> Result<Vec<Figure>> {
         .into_iter()
         .map(|figure| figure.size(size))
         .collect())
+}
+
+/// First starts at the largest number of services alone.
+///
+/// # Errors
+/// The mode does not start.
+pub fn first_starts() -> Result<Vec<Figure>> {
+    let size = SIZES[SIZES.len() - 1];
+    let mut lab = Lab::new(size - 1)?;
+    lab.use_group(true)?;
+    let figures = starts(&mut lab)?;
+    Ok(figures
+        .into_iter()
+        .map(|figure| figure.size(size))
+        .collect())
+}
+
+/// First starts, one after the other; the last proxy is left.
+fn starts(lab: &mut Lab) -> Result<Vec<Figure>> {
+    let (mut cold, mut full, mut cpu) = (Vec::new(), Vec::new(), Vec::new());
+    loop {
+        let start = Instant::now();
+        lab.start("ebpf")?;
+        let served = lab.wait(SERVERS[0], start)?;
+        cold.push(served.context("the proxy ended")?.as_secs_f64());
+        cpu.push(lab.cpu_time()?.as_secs_f64());
+        full.push(listed(lab)?.as_secs_f64());
+        if cold.len() == STARTS {
+            break;
+        }
+        lab.stop()?;
+    }
+    let each = |samples: &[f64]| {
+        let all: Vec<String> = samples.iter().map(|s| format!("{s:.2}")).collect();
+        all.join(" ")
+    };
+    let note = format!(
+        "start of the process until a connection works: {}",
+        each(&cold)
+    );
+    let cold = figure("cold_start_s", "s", &cold, &note);
+    let note = "processors' time until then";
+    let cpu = figure("cold_start_cpu_s", "s", &cpu, note);
+    let note = "objects listed until all are in the maps";
+    let full = figure("program_s", "s", &full, note);
+    Ok(vec![cold, cpu, full])
+}
+
+/// How long it took from all objects listed to all in the maps, which is said a moment after they serve.
+fn listed(lab: &Lab) -> Result<Duration> {
+    let give_up = Instant::now() + SAID_TIMEOUT;
+    loop {
+        let log = lab.log();
+        if let Some(time) = times(&log, "all that was listed is programmed").next() {
+            return Ok(time);
+        }
+        if Instant::now() > give_up {
+            bail!("nothing was listed\n{log}");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Connections each second.
@@ -194,4 +242,45 @@ fn node_ports() -> Result<Vec<Figure>> {
         )
         .size(1),
     ])
+}
+
+/// Connections of a client outside to a node port, with a program before the stack and without, in turn.
+///
+/// # Errors
+/// The mode does not start, or the program is not used.
+pub fn before_stack() -> Result<Vec<Figure>> {
+    const WAYS: [&str; 3] = ["off", "generic", "native"];
+    let mut labs = Vec::new();
+    for way in WAYS {
+        let mut lab = Lab::new(0)?;
+        lab.use_group(false)?;
+        lab.be_outside()?;
+        lab.start_with("ebpf", &["--ebpf-xdp", way])?;
+        let ready = lab.wait(SERVERS[0], Instant::now())?;
+        ready.with_context(|| format!("{way}: {}", lab.log()))?;
+        labs.push(lab);
+    }
+    let (mut rates, mut lost) = (WAYS.map(|_| Vec::new()), 0);
+    for run in 0..RUNS {
+        for turn in 0..WAYS.len() {
+            let which = (run + turn) % WAYS.len();
+            let (seconds, missing) = labs[which].node_port_connections(CONNECTIONS)?;
+            rates[which].push(rate(&seconds));
+            lost += missing;
+        }
+    }
+    let mut figures = Vec::new();
+    for (which, way) in WAYS.into_iter().enumerate().skip(1) {
+        let taken = labs[which].metric("seaway_ebpf_xdp_packets_total{action=\"translated\"}")?;
+        if taken == 0 {
+            bail!("{way}: nothing was translated before the stack");
+        }
+        let pairs = rates[which].iter().zip(&rates[0]);
+        let ratios: Vec<f64> = pairs.map(|(with, without)| with / without).collect();
+        let note = format!(
+            "connections from outside, with XDP over without; {taken} packets translated; {lost} of all not made"
+        );
+        figures.push(figure(&format!("xdp_{way}_over_off"), "ratio", &ratios, &note).size(1));
+    }
+    Ok(figures)
 }

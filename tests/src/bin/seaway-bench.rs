@@ -12,6 +12,8 @@ const BENCHES: &[Bench] = &[
     ("overlay", overlay::run),
     ("proxy", proxy::run),
     ("ebpf", ebpf::run),
+    ("ebpf-start", ebpf::first_starts),
+    ("ebpf-xdp", ebpf::before_stack),
     ("ipvs", ipvs::run),
     ("cluster", cluster::run),
 ];
@@ -30,7 +32,8 @@ fn main() -> Result<()> {
     }
     for (_, run) in BENCHES
         .iter()
-        .filter(|(name, _)| wanted.is_none_or(|w| w == name))
+        // With a hyphen: a part of another one.
+        .filter(|(name, _)| wanted.map_or(!name.contains('-'), |w| w == name))
     {
         for figure in run()? {
             println!(

@@ -61,12 +61,16 @@ fn rank(family: Family) -> u8 {
 /// The kernel lacks something.
 pub fn open(place: &Place, all: [Settings; 2]) -> Result<Vec<(Family, Box<dyn Backend>)>> {
     let cgroup = links::cgroup(place.cgroup.as_deref())?;
+    // The kernel's description is some megabytes: read beside its checking of programs.
+    let reading = std::thread::spawn(node::offsets);
     let (object, maps) = object::open(place)?;
-    let offsets = if object.reads_kernel {
-        node::offsets()
-    } else {
-        let why = "this kernel lets no program at a socket do so";
-        Err(linux::Error::other("read the kernel's memory", why))
+    let offsets = match reading.join() {
+        Err(panic) => std::panic::resume_unwind(panic),
+        Ok(_) if !object.reads_kernel => {
+            let why = "this kernel lets no program at a socket do so";
+            Err(linux::Error::other("read the kernel's memory", why))
+        }
+        Ok(offsets) => offsets,
     };
     let offsets = match offsets {
         Ok(offsets) => Some(offsets),
@@ -171,19 +175,19 @@ impl Shared {
 
     /// After the first sync of all families: our programs take over.
     fn go_live(&mut self) -> Result<()> {
-        self.object.tell_not_understood()?;
+        self.object.layouts.tell_not_understood()?;
         let mut copied = HashSet::new();
         for _ in 0..COPIES {
-            if self.object.copy_new(&self.maps, &mut copied)? < COPIES_REST {
+            if self.object.layouts.copy_new(&self.maps, &mut copied)? < COPIES_REST {
                 break;
             }
         }
         self.look_at_node(true)?;
         links::attach_sockets(&mut self.object, &self.cgroup)?;
-        self.object.copy_new(&self.maps, &mut copied)?;
+        self.object.layouts.copy_new(&self.maps, &mut copied)?;
         let taken = copied.len();
         self.live = true;
-        self.object.forget_other_layouts();
+        self.object.layouts.forget_others();
         tracing::info!(
             cgroup = %self.cgroup.display(),
             pins = %object::node_dir(&self.place).display(),

@@ -3,7 +3,7 @@
 //!
 //! [`plan`] turns one decision into what its port needs, [`desired`] keeps that for all ports,
 //! [`diff`] says which entries to write and in which order, [`apply`] does it. [`object`] loads the
-//! programs and pins maps, [`links`] attaches them, [`xdp`] one more where that is asked for. [`probe`]
+//! programs and pins maps, [`layouts`] takes over those of other versions, [`links`] attaches them, [`xdp`] one more where that is asked for. [`probe`]
 //! asks the kernel for what all this needs. Keys, values and verdicts are those of
 //! `ebpf_common`, which the programs in the kernel share.
 
@@ -11,6 +11,7 @@ pub mod apply;
 pub mod clsact;
 pub mod desired;
 pub mod diff;
+pub mod layouts;
 pub mod links;
 pub mod migrate;
 pub mod node;

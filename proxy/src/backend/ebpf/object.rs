@@ -1,9 +1,6 @@
-//! The programs and maps in the kernel: loading, adopting what an earlier process pinned, and
-//! taking over its flows where sizes or layouts differ.
+//! The programs and maps in the kernel: loading, and adopting what an earlier process pinned.
 
-use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -19,8 +16,8 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use super::diff::MapName;
-use super::migrate::{self, MAPS, Numbers, TAKEN_OVER};
-use super::observe::entries;
+use super::layouts::Layouts;
+use super::migrate::{MAPS, Numbers};
 use super::sizes::{Sizes, memory};
 use super::{Attach, Place, clsact};
 
@@ -94,7 +91,8 @@ impl Maps {
 pub struct Object {
     ebpf: Ebpf,
     dir: PathBuf,
-    maps_dir: PathBuf,
+    /// Ours and others.
+    pub layouts: Layouts,
     /// Programs at sockets may read the kernel's memory.
     pub reads_kernel: bool,
     /// How programs are attached to interfaces.
@@ -126,7 +124,8 @@ pub fn open(place: &Place) -> Result<(Object, Maps)> {
         fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
     }
     let adopted = maps_dir.join("SERVICES").exists();
-    let numbers = adopt(&other_layouts(&dir, &maps_dir), &maps_dir, &sizes)?;
+    let layouts = Layouts::new(dir.clone(), maps_dir.clone());
+    let numbers = layouts.adopt(&sizes)?;
     let mut loader = EbpfLoader::new();
     // Nothing in the programs is relocated by the kernel's types, which take a second to read.
     loader.btf(None).default_map_pin_directory(&maps_dir);
@@ -146,7 +145,7 @@ pub fn open(place: &Place) -> Result<(Object, Maps)> {
     let object = Object {
         ebpf,
         dir,
-        maps_dir,
+        layouts,
         reads_kernel,
         attach: place.attach.unwrap_or_else(|| {
             if bpf::has_tcx() {
@@ -305,143 +304,6 @@ impl Object {
     pub fn ebpf(&mut self) -> &mut Ebpf {
         &mut self.ebpf
     }
-
-    /// Copies what running connections need from maps of other sizes. What was copied already, as `copied`
-    /// says, is not copied again: called before the links are led to our programs until nearly nothing
-    /// is new, and once when they are. Returns how many entries were new.
-    ///
-    /// # Errors
-    /// The kernel's refusal.
-    pub fn copy_new(&self, maps: &Maps, copied: &mut HashSet<u64>) -> linux::Result<usize> {
-        let mut new = 0;
-        for old in self.other_layouts() {
-            if !migrate::is_understood(version(&old)) {
-                continue;
-            }
-            for name in TAKEN_OVER {
-                if let Some(from) = open_map(&old, name)? {
-                    new += copy(&from, name, maps.get(name), copied)?;
-                }
-            }
-        }
-        Ok(new)
-    }
-
-    /// Tells of maps whose layout is not understood. Connections that only they know are not served.
-    ///
-    /// # Errors
-    /// The kernel's refusal.
-    pub fn tell_not_understood(&self) -> linux::Result<()> {
-        for old in self.other_layouts() {
-            if migrate::is_understood(version(&old)) {
-                continue;
-            }
-            let mut lost = Vec::new();
-            for name in TAKEN_OVER {
-                if let Some(map) = open_map(&old, name)? {
-                    lost.push(format!("{name} {}", map.count()?));
-                }
-            }
-            tracing::warn!(
-                "{}: of a layout that this version does not know, perhaps of a newer one: what it remembers of running connections is lost ({})",
-                old.display(),
-                lost.join(", ")
-            );
-        }
-        Ok(())
-    }
-
-    fn other_layouts(&self) -> Vec<PathBuf> {
-        other_layouts(&self.dir, &self.maps_dir)
-    }
-
-    /// Takes away maps of other layouts, which no program uses any more.
-    pub fn forget_other_layouts(&self) {
-        for dir in self.other_layouts() {
-            if let Err(error) = fs::remove_dir_all(&dir) {
-                tracing::warn!("remove {}: {error}", dir.display());
-            }
-        }
-    }
-}
-
-/// Directories with maps of other layouts.
-fn other_layouts(dir: &Path, ours: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    let is_other = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name.starts_with(MAPS) && path != ours
-    };
-    entries.map(|entry| entry.path()).filter(is_other).collect()
-}
-
-/// The version of a directory's layout.
-fn version(dir: &Path) -> Option<u32> {
-    migrate::version(&dir.file_name()?.to_string_lossy())
-}
-
-/// A pinned map; `None`: there is none of that name.
-fn open_map(dir: &Path, name: &str) -> linux::Result<Option<Map>> {
-    match bpf::open_pinned(&dir.join(name)) {
-        Ok(fd) => Map::new(fd, name).map(Some),
-        Err(e) if e.is_not_found() => Ok(None),
-        Err(e) => Err(e),
-    }
-}
-
-/// Uses maps of other layouts on that are as ours would be, and reads under which numbers services are
-/// known there.
-fn adopt(others: &[PathBuf], maps_dir: &Path, sizes: &Sizes) -> linux::Result<Numbers> {
-    let mut numbers = Numbers::new();
-    for old in others
-        .iter()
-        .filter(|dir| migrate::is_understood(version(dir)))
-    {
-        let mut theirs = BTreeMap::new();
-        for name in migrate::names().filter(|name| !maps_dir.join(name).exists()) {
-            if let Some(map) = open_map(old, name)? {
-                theirs.insert(name, map);
-            }
-        }
-        let infos = theirs.iter().map(|(name, map)| (*name, *map.info()));
-        for name in migrate::shared(&infos.collect(), sizes) {
-            if let Some(map) = theirs.get(name) {
-                map.pin(&maps_dir.join(name))?;
-            }
-        }
-        if let Some(map) = open_map(old, "FRONTENDS")? {
-            numbers.append(&mut migrate::numbers(entries(&map)?));
-        }
-    }
-    Ok(numbers)
-}
-
-fn copy(from: &Map, name: &str, to: &Map, copied: &mut HashSet<u64>) -> linux::Result<usize> {
-    let (old, new) = (from.info(), to.info());
-    if old.id == new.id {
-        return Ok(0);
-    }
-    if (old.key_size, old.value_size) != (new.key_size, new.value_size) {
-        tracing::warn!("{name}: entries of another length are not taken over");
-        return Ok(0);
-    }
-    let mut fresh = Vec::new();
-    from.read_many(|key, value| {
-        if copied.insert(hash(name, key)) {
-            fresh.push((key.to_vec(), value.to_vec()));
-        }
-    })?;
-    for (key, value) in &fresh {
-        to.add(key, value)?;
-    }
-    Ok(fresh.len())
-}
-
-/// Stands for an entry: a set of keys would take as much memory as the map.
-fn hash(name: &str, key: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (name, key).hash(&mut hasher);
-    hasher.finish()
 }
 
 /// What to do when a live process serves with the pins that are to go.

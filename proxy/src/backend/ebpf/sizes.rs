@@ -9,6 +9,14 @@ const FLOWS_SHARE: u64 = 256;
 /// Fewest and most entries of flows.
 const FLOWS: (u32, u32) = (16_384, 4_194_304);
 
+/// The part of memory that the lists of endpoints' places take before there is any: 16 bytes each, in
+/// two maps, and the kernel writes to all of them when it makes the maps.
+const SLOTS_SHARE: u64 = 512;
+const SLOT_BYTES: u64 = 32;
+
+/// Fewest and most endpoints.
+const SLOTS: (u32, u32) = (262_144, 2_097_152);
+
 /// Sizes, by name of the map.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sizes(pub Vec<(&'static str, u32)>);
@@ -19,13 +27,16 @@ impl Sizes {
         let by_memory = memory / FLOWS_SHARE / FLOW_BYTES;
         let by_memory = u32::try_from(by_memory).unwrap_or(u32::MAX);
         let flows = flows_max.map_or(by_memory.clamp(FLOWS.0, FLOWS.1), |n| n.max(16));
+        let slots = u32::try_from(memory / SLOTS_SHARE / SLOT_BYTES).unwrap_or(u32::MAX);
+        // The kernel makes a power of two of it, the next larger one.
+        let slots = 1 << slots.clamp(SLOTS.0, SLOTS.1).ilog2();
         let third = (flows / 2).clamp(8192, 1_048_576);
         Self(vec![
-            // Elements of these take memory only when they are there: the sizes are limits.
+            // Elements of these take memory when they are there, and 8 to 16 bytes for each at once.
             ("FRONTENDS", 524_288),
             ("SERVICES", 262_144),
-            ("SLOTS", 2_097_152),
-            ("MEMBERS", 2_097_152),
+            ("SLOTS", slots),
+            ("MEMBERS", slots),
             ("RANGES", 262_144),
             // 1024 of the usual size.
             ("TABLES", 65_536),
@@ -65,8 +76,27 @@ pub fn memory() -> u64 {
 mod tests {
     use super::*;
 
+    fn size(of: &str, sizes: &Sizes) -> u32 {
+        sizes.0.iter().find(|(name, _)| *name == of).unwrap().1
+    }
+
     fn flows(sizes: &Sizes) -> u32 {
-        sizes.0.iter().find(|(name, _)| *name == "FLOWS").unwrap().1
+        size("FLOWS", sizes)
+    }
+
+    #[test]
+    fn endpoints_have_places_by_memory() {
+        for (gib, expect) in [
+            (0, 262_144),
+            (4, 262_144),
+            (8, 524_288),
+            (23, 1_048_576),
+            (999, 2_097_152),
+        ] {
+            let sizes = Sizes::of(gib << 30, None);
+            assert_eq!(size("SLOTS", &sizes), expect, "{gib}");
+            assert_eq!(size("MEMBERS", &sizes), expect, "{gib}");
+        }
     }
 
     #[test]

@@ -52,6 +52,8 @@ pub(in crate::bench) struct Lab {
     node: NetNs,
     cli: NetNs,
     api: FakeApi,
+    /// Where the API server listens on the node, since it does.
+    address: Option<SocketAddr>,
     proxy: Option<std::process::Child>,
     /// The control group that mode ebpf is attached to, where it is not the root.
     group: Option<PathBuf>,
@@ -91,6 +93,7 @@ impl Lab {
             node,
             cli,
             api: FakeApi::default(),
+            address: None,
             proxy: None,
             group: None,
             is_inside: false,
@@ -203,10 +206,42 @@ impl Lab {
         self.put_slice("seen", &[server.to_owned()]);
     }
 
+    /// Makes the client's link one to the outside, on which packets come with their checksums.
+    pub(in crate::bench) fn be_outside(&self) -> Result<()> {
+        let mut node = Kernel::open_in(NetNs::open(self.node.path())?)?;
+        node.add_addr("cli0", &Addr::new("192.0.2.1/32".parse()?))?;
+        let mut there = Kernel::open_in(NetNs::open(self.cli.path())?)?;
+        Ok(there.set_tx_checksum("eth0", false)?)
+    }
+
+    /// A number that the proxy tells of itself.
+    pub(in crate::bench) fn metric(&self, name: &str) -> Result<u64> {
+        let text = self.on_node(|| {
+            let mut stream = TcpStream::connect("127.0.0.1:10249")?;
+            stream.write_all(b"GET /metrics HTTP/1.0\r\nHost: node\r\n\r\n")?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text)?;
+            Ok(text)
+        })?;
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        let value = line.with_context(|| format!("no metric {name}"))?;
+        Ok(value.trim().parse()?)
+    }
+
     /// Starts the proxy.
     pub(in crate::bench) fn start(&mut self, mode: &str) -> Result<()> {
-        let listener = self.node.run(|| TcpListener::bind("127.0.0.1:0"))??;
-        let address = self.api.serve(listener)?;
+        self.start_with(mode, &[])
+    }
+
+    /// Starts the proxy with more flags.
+    pub(in crate::bench) fn start_with(&mut self, mode: &str, flags: &[&str]) -> Result<()> {
+        let address = match self.address {
+            Some(address) => address,
+            None => {
+                let listener = self.node.run(|| TcpListener::bind("127.0.0.1:0"))??;
+                *self.address.insert(self.api.serve(listener)?)
+            }
+        };
         let config = self.dir.join("kubeconfig");
         std::fs::write(&config, kubeconfig(address))?;
         let args = [
@@ -227,6 +262,7 @@ impl Lab {
         ]
         .map(Into::into);
         let mut args = args.to_vec();
+        args.extend(flags.iter().map(Into::into));
         if let Some((group, pins)) = self.group.as_ref().zip(self.pins()) {
             args.push(format!("--ebpf-cgroup={}", group.display()).into());
             args.push(format!("--ebpf-pin-dir={}", pins.display()).into());
@@ -252,6 +288,24 @@ impl Lab {
 
     pub(in crate::bench) fn log(&self) -> String {
         std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+
+    /// Ends the proxy and takes its pins away, so that the next start is the first again.
+    pub(in crate::bench) fn stop(&mut self) -> Result<()> {
+        if let Some(mut proxy) = self.proxy.take() {
+            process::signal(i32::try_from(proxy.id())?, Signal::SIGKILL)?;
+            proxy.wait()?;
+        }
+        if let Some(pins) = self.pins() {
+            std::fs::remove_dir_all(pins)?;
+        }
+        Ok(std::fs::remove_file(self.dir.join("log"))?)
+    }
+
+    /// Time that the proxy has used of processors.
+    pub(in crate::bench) fn cpu_time(&self) -> Result<Duration> {
+        let proxy = self.proxy.as_ref().context("no proxy")?;
+        Ok(process::cpu_time(i32::try_from(proxy.id())?)?)
     }
 
     /// Resident memory of the proxy, in bytes.
@@ -314,8 +368,10 @@ impl Lab {
             let mut seconds = Vec::new();
             for _ in 0..n {
                 let start = Instant::now();
-                if ask(to, ASK_TIMEOUT).is_ok() {
-                    seconds.push(start.elapsed().as_secs_f64());
+                match ask(to, ASK_TIMEOUT) {
+                    Ok(_) => seconds.push(start.elapsed().as_secs_f64()),
+                    // It is rare, and nothing tells of it later.
+                    Err(error) => crate::say(&format!("{to}: {error:#}, {:?}", start.elapsed())),
                 }
             }
             let lost = n - seconds.len();
@@ -442,9 +498,11 @@ fn echo(netns: &NetNs, address: SocketAddr) -> Result<()> {
 
 /// Who answers at `address`, asked once over a new connection.
 fn ask(address: SocketAddr, timeout: Duration) -> Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, timeout)?;
+    let mut stream = TcpStream::connect_timeout(&address, timeout).context("connect")?;
     stream.set_read_timeout(Some(timeout))?;
     let mut text = String::new();
-    stream.read_to_string(&mut text)?;
+    let port = |stream: &TcpStream| stream.local_addr().map_or(0, |own| own.port());
+    let read = stream.read_to_string(&mut text);
+    read.with_context(|| format!("read, from port {}", port(&stream)))?;
     Ok(text)
 }
