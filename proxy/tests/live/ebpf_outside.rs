@@ -1,6 +1,7 @@
 //! Mode ebpf for clients outside the node: tables that are full, consistent hashing, pods in the node's
 //! network, what others masquerade. Needs root.
 
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -73,8 +74,11 @@ fn consistent_hashing_sends_each_client_where_every_node_would() {
     // One goes, and comes again to another slot than before.
     let fewer = [ALL[1], ALL[2], ALL[4], ALL[5]];
     lab.write("web.yaml", &maglev("251", &fewer));
+    // Families and ports change one after the other: these are the ones that are asked below.
     lab.wait("the endpoint to go", |lab| {
-        names(&lab.cli, "192.168.0.2:30041", 60).len() == 2
+        ["192.168.0.2:30041", "[2001:db8::2]:30041"]
+            .iter()
+            .all(|to| heard(lab, to, 60).len() == 2)
     });
     check(&lab, 20_200, 251, &fewer);
     lab.stop(Signal::SIGKILL);
@@ -99,6 +103,19 @@ fn consistent_hashing_sends_each_client_where_every_node_would() {
     lab.stop(Signal::SIGKILL);
     lab.start();
     assert_eq!(names(&lab.cli, "192.168.0.2:30041", 60).len(), 3);
+}
+
+/// Who answers datagrams of as many new sockets of the client.
+fn heard(lab: &Lab, to: &str, times: usize) -> BTreeSet<String> {
+    let to: SocketAddr = to.parse().unwrap();
+    let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let ask = |_| {
+        let socket = lab.cli.run(|| UdpSocket::bind(any).unwrap());
+        let limit = std::time::Duration::from_secs(5);
+        socket.set_read_timeout(Some(limit)).unwrap();
+        lab::talk::ask_udp(&socket, to)
+    };
+    (0..times).filter_map(ask).collect()
 }
 
 /// The table of pods, by name.
