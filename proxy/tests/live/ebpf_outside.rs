@@ -111,7 +111,7 @@ fn heard(lab: &Lab, to: &str, times: usize) -> BTreeSet<String> {
     let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let ask = |_| {
         let socket = lab.cli.run(|| UdpSocket::bind(any).unwrap());
-        let limit = std::time::Duration::from_secs(5);
+        let limit = lab::talk::patience();
         socket.set_read_timeout(Some(limit)).unwrap();
         lab::talk::ask_udp(&socket, to)
     };
