@@ -59,6 +59,8 @@ const PURE: &[&str] = &[
     "cni-plugin/src/ipam.rs",
     "cni-plugin/src/request.rs",
     "cni-plugin/src/overlay/plan.rs",
+    "cni-plugin/src/overlay/path.rs",
+    "cni-plugin/src/overlay/path",
     "policy/src/decide.rs",
     "policy/src/diff.rs",
     "policy/src/model.rs",
