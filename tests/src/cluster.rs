@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use linux::exec::{Exec, Output};
 use linux::patience::scaled;
+use linux::process::Daemon;
 use serde_json::Value;
 
 use crate::{bin_dir, kubectl};
@@ -13,7 +14,7 @@ use crate::{bin_dir, kubectl};
 /// `seaway up` with its proofs.
 const UP_TIMEOUT: Duration = Duration::from_secs(300);
 /// One kubectl command.
-const KUBECTL_TIMEOUT: Duration = Duration::from_secs(60);
+const KUBECTL_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// A running cluster.
 #[derive(Debug)]
@@ -105,6 +106,21 @@ impl Cluster {
             .env("HOME", home)
             .args(args)
             .timeout(scaled(KUBECTL_TIMEOUT))
+    }
+
+    /// A kubectl command that goes on until it is killed, and writes to `log`.
+    pub fn kubectl_daemon(&self, args: &[&str], log: PathBuf) -> Daemon {
+        let home = self.dir().join("kubectl-home");
+        Daemon {
+            program: self.kubectl.clone(),
+            args: args.iter().map(Into::into).collect(),
+            env: vec![
+                ("KUBECONFIG".into(), self.kubeconfig().into()),
+                ("HOME".into(), home.into()),
+            ],
+            log: Some(log),
+            ..Daemon::default()
+        }
     }
 
     /// Runs kubectl, wants success, returns its standard output.

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -383,7 +382,7 @@ proptest! {
     }
 }
 
-/// Not a timed test: prints what group commit makes of parallel writers, for people.
+/// Prints what group commit makes of parallel writers, for people.
 #[test]
 fn parallel_writers_share_commits() {
     let dir = tempfile::tempdir().unwrap();
@@ -395,6 +394,6 @@ fn parallel_writers_share_commits() {
             result.unwrap();
         }
         println!("200 parallel writes in {:?}", start.elapsed());
-        assert!(start.elapsed() < Duration::from_secs(20));
+        assert_eq!(store.list(all("/")).await.unwrap().items.len(), 200);
     });
 }

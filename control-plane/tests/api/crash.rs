@@ -25,12 +25,12 @@ impl Drop for Program {
     }
 }
 
+/// A port that is free, and given to nobody who asks for any: it must be free again after a kill.
 fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
+    let first = 10_000 + std::process::id() % 10_000;
+    let mut ports = (first..first + 10_000).filter_map(|port| u16::try_from(port).ok());
+    let is_free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    ports.find(is_free).unwrap()
 }
 
 #[expect(

@@ -262,7 +262,7 @@ mod tests {
         }
     }
 
-    const LIMIT: Duration = Duration::from_secs(5);
+    const LIMIT: Duration = Duration::from_secs(60);
 
     #[tokio::test]
     async fn http_answers() {
@@ -278,13 +278,8 @@ mod tests {
             Verdict::Bad("HTTP probe failed with statuscode: 500".into())
         );
         assert_eq!(tcp(None, port, ip, LIMIT).await, Verdict::Good);
-        let nobody = TcpListener::bind("127.0.0.1:0")
-            .await
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
-        let Verdict::Bad(why) = http_get(&get("/", nobody), &c, ip, LIMIT).await else {
+        // Port 1 is given to nobody who asks for any.
+        let Verdict::Bad(why) = http_get(&get("/", 1), &c, ip, LIMIT).await else {
             panic!("nobody listens");
         };
         assert!(

@@ -312,7 +312,7 @@ async fn a_follower_sees_new_lines_a_rotated_file_and_the_end() {
     let mut heard = String::new();
     let mut hear = async |expect: &str| {
         while !heard.ends_with(expect) {
-            let next = tokio::time::timeout(Duration::from_secs(20), body.frame()).await;
+            let next = tokio::time::timeout(Duration::from_secs(60), body.frame()).await;
             let Some(frame) = next.unwrap() else { break };
             heard.push_str(std::str::from_utf8(frame.unwrap().data_ref().unwrap()).unwrap());
         }

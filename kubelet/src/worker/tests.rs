@@ -182,7 +182,7 @@ impl Lab {
     /// The API server has removed the object: everything must go.
     async fn gone(&mut self) {
         self.handle.tell(Msg::Gone).await;
-        let ended = tokio::time::timeout(Duration::from_secs(20), self.ended.recv()).await;
+        let ended = tokio::time::timeout(Duration::from_secs(60), self.ended.recv()).await;
         assert_eq!(
             ended.ok().flatten().as_deref(),
             Some("uid-p"),
@@ -212,7 +212,7 @@ async fn until(condition: impl Fn() -> bool) -> bool {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), wait)
+    tokio::time::timeout(Duration::from_secs(60), wait)
         .await
         .is_ok()
 }

@@ -154,7 +154,7 @@ async fn until(stream: &mut BoxStream<'static, Event<Thing>>, last: &str) -> Vec
             all.push(words(&stream.next().await.unwrap()));
         }
     };
-    let done = tokio::time::timeout(Duration::from_secs(20), collect).await;
+    let done = tokio::time::timeout(Duration::from_secs(60), collect).await;
     assert!(done.is_ok(), "{last} did not come after {all:?}");
     all
 }

@@ -343,7 +343,7 @@ fn a_monitor_hears_of_changes() {
     let monitor = Monitor::open_in(node.namespace(), &[Group::Link, Group::Ipv4Addr]).unwrap();
     assert!(!monitor.drain());
     node.set_link("lo", &LinkChange::up()).unwrap();
-    assert!(monitor.wait(Duration::from_secs(10)));
+    assert!(monitor.wait(Duration::from_secs(60)));
 }
 
 fn has_nf_tables(node: &Kernel) -> bool {

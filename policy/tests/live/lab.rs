@@ -104,6 +104,9 @@ fn without_netfilter() {
 fn node_netns(n: usize, other: Option<&NetNs>) -> NetNs {
     let netns = NetNs::anonymous().unwrap();
     let mut host = kernel(&netns);
+    // Nobody else has a link's own address; until the kernel is sure, it asks for no neighbour from it.
+    let duplicates = "net/ipv6/conf/default/accept_dad";
+    host.set_sysctl(duplicates, "0").unwrap();
     host.set_link("lo", &LinkChange::up()).unwrap();
     host.add_bridge(&NewBridge {
         name: "cni0".into(),

@@ -1,5 +1,6 @@
 //! Questions from the network, answers to it.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -34,6 +35,9 @@ const UDP_QUESTION_BYTES_MAX: usize = 4096;
 
 /// A pause after the kernel refused, so that a lasting refusal does not become a busy loop.
 const PAUSE: Duration = Duration::from_millis(10);
+
+/// Ports that are free for UDP are tried in turn, at most so many, until one is free for TCP too.
+const FREE_TRIES: u32 = 64;
 
 /// What the server is told beside its addresses.
 #[derive(Debug, Clone, Default)]
@@ -76,9 +80,18 @@ impl Server {
                     source,
                 }
             };
-            let socket = UdpSocket::bind(address).await.map_err(fail("UDP"))?;
-            let local = socket.local_addr().map_err(fail("UDP"))?;
-            tcp.push(TcpListener::bind(local).await.map_err(fail("TCP"))?);
+            let mut tries = if address.port() == 0 { FREE_TRIES } else { 1 };
+            let (socket, listener, local) = loop {
+                let socket = UdpSocket::bind(address).await.map_err(fail("UDP"))?;
+                let local = socket.local_addr().map_err(fail("UDP"))?;
+                tries -= 1;
+                match TcpListener::bind(local).await {
+                    Ok(listener) => break (socket, listener, local),
+                    Err(e) if e.kind() == ErrorKind::AddrInUse && tries > 0 => {}
+                    Err(e) => return Err(fail("TCP")(e)),
+                }
+            };
+            tcp.push(listener);
             udp.push(socket);
             bound.push(local);
         }

@@ -13,6 +13,8 @@ struct State {
     /// Objects by the last word of their path, e.g. `services`.
     objects: BTreeMap<String, Vec<Value>>,
     watchers: Vec<(String, TcpStream)>,
+    /// All changes: version, kind, and the line that tells of it.
+    told: Vec<(u64, String, String)>,
     /// Kinds whose lists are not answered yet.
     held: Vec<String>,
     /// Kinds that the server does not have.
@@ -136,11 +138,7 @@ impl Api {
             return reply(&mut stream, 201, &event);
         }
         if query.contains("watch=true") {
-            let head =
-                "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n";
-            stream.write_all(head.as_bytes())?;
-            self.with(|state| state.watchers.push((kind, stream)));
-            return Ok(());
+            return self.with(|state| state.watch(kind, query, stream));
         }
         let list = self.list(&kind, query);
         reply(&mut stream, 200, &list)
@@ -167,8 +165,26 @@ impl State {
         let mut object = object.clone();
         object["metadata"]["resourceVersion"] = json!(self.version.to_string());
         let line = format!("{}\n", json!({"type": word, "object": object}));
+        self.told
+            .push((self.version, kind.to_owned(), line.clone()));
         self.watchers
             .retain_mut(|(of, stream)| of != kind || stream.write_all(line.as_bytes()).is_ok());
+    }
+
+    /// Tells of what has changed since the version that is asked for, and of all that will.
+    fn watch(&mut self, kind: String, query: &str, mut stream: TcpStream) -> std::io::Result<()> {
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n";
+        stream.write_all(head.as_bytes())?;
+        let mut parts = query.split('&');
+        let since = parts.find_map(|part| part.strip_prefix("resourceVersion="));
+        let since: u64 = since.and_then(|text| text.parse().ok()).unwrap_or(0);
+        for (version, of, line) in &self.told {
+            if *version > since && *of == kind {
+                stream.write_all(line.as_bytes())?;
+            }
+        }
+        self.watchers.push((kind, stream));
+        Ok(())
     }
 }
 

@@ -39,9 +39,13 @@ fn wait_containers(cluster: &Cluster, count: usize) -> Result<BTreeMap<String, S
 fn served(cluster: &Cluster) -> Result<()> {
     let script =
         "for i in $(seq 10); do timeout 5 wget -qO- http://web/cgi-bin/whoami || exit 1; done";
-    cluster
-        .kubectl(&["exec", "client", "--", "sh", "-c", script])
-        .map(|_| ())
+    // The name is served by the node's proxy, which may have just been started, and the replica that was
+    // asked may be on its way out.
+    wait_until("the service to answer ten times", POD_TIMEOUT, || {
+        cluster
+            .kubectl(&["exec", "client", "--", "sh", "-c", script])
+            .map(|_| ())
+    })
 }
 
 pub(crate) fn scale_and_rollout(cluster: &Cluster) -> Result<()> {

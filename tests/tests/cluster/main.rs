@@ -19,6 +19,7 @@ use seaway_tests::bin_dir;
 use seaway_tests::cluster::Cluster;
 use seaway_tests::runner::{self, Step};
 use seaway_tests::snapshot::Snapshot;
+use seaway_tests::wait_until;
 
 const STEPS: &[Step<Cluster>] = &[
     ("up proves the sample", pods::up_proves_the_sample),
@@ -86,7 +87,10 @@ fn run(filter: Option<&str>) -> Result<ExitCode> {
         cluster.seaway("down").map(|_| ())
     })];
     let down = runner::run("cluster", &cluster, gone, None);
-    let same = Snapshot::take(&programs)?.expect_same(&before);
+    // The kernel takes a namespace's links away some time after the namespace.
+    let same = wait_until("the machine to be as before", pods::POD_TIMEOUT, || {
+        Snapshot::take(&programs)?.expect_same(&before)
+    });
     let nothing_left: &[Step<Result<()>>] = &[("nothing is left", |same| match same {
         Ok(()) => Ok(()),
         Err(error) => anyhow::bail!("{error:#}"),

@@ -1,7 +1,5 @@
 //! Objects through kubectl: apply, watch, create, patch, errors, namespaces, access.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, bail, ensure};
 use linux::exec::Exec;
 use seaway_tests::cluster::Cluster;
@@ -65,31 +63,21 @@ pub(crate) fn apply_and_delete(cluster: &Cluster) -> Result<()> {
 }
 
 pub(crate) fn watch(cluster: &Cluster) -> Result<()> {
-    // The watch ends by itself, so that its output is whole.
-    let args = [
-        "get",
-        "configmaps",
-        "-l",
-        "watched=yes",
-        "-w",
-        "--request-timeout=6s",
-    ];
-    let exec = cluster.kubectl_command(&args);
-    let watching = std::thread::spawn(move || exec.output());
-    let make = || {
+    let log = cluster.dir().join("kubectl-watch.log");
+    let args = ["get", "configmaps", "-l", "watched=yes", "-w"];
+    let mut watching = cluster.kubectl_daemon(&args, log.clone()).spawn()?;
+    // Nobody tells when the watch has begun: until it has seen one, another comes and goes.
+    let seen = wait_until("the watch to show it", POD_TIMEOUT, || {
         cluster.kubectl(&["create", "configmap", "seen", "--from-literal=a=1"])?;
         cluster.kubectl(&["label", "configmap", "seen", "watched=yes"])?;
-        cluster.kubectl(&["delete", "configmap", "seen"])
-    };
-    std::thread::sleep(Duration::from_secs(1));
-    make()?;
-    let Ok(output) = watching.join() else {
-        bail!("the watching thread broke")
-    };
-    let output = output?;
-    let text = output.text();
-    ensure!(text.contains("seen"), "the watch showed {text:?}");
-    Ok(())
+        cluster.kubectl(&["delete", "configmap", "seen"])?;
+        let text = std::fs::read_to_string(&log)?;
+        ensure!(text.contains("seen"), "the watch showed {text:?}");
+        Ok(())
+    });
+    watching.kill()?;
+    watching.wait()?;
+    seen
 }
 
 pub(crate) fn create(cluster: &Cluster) -> Result<()> {

@@ -8,7 +8,7 @@ use seaway_tests::cluster::Cluster;
 use seaway_tests::wait_until;
 
 /// How long a pod may take to come.
-pub(crate) const POD_TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const POD_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Name of one running replica of the sample.
 pub(crate) fn a_web_pod(cluster: &Cluster) -> Result<String> {
@@ -49,7 +49,12 @@ pub(crate) fn get_wide(cluster: &Cluster) -> Result<()> {
     // Those on their way out since the proofs of `up` go first.
     let text = wait_until("the replicas to settle", POD_TIMEOUT, || {
         let text = cluster.kubectl(&["get", "pods", "-o", "wide", "-l", "app=web"])?;
-        ensure!(text.lines().count() == 1 + 3, "{text}");
+        let ready = |line: &&str| line.contains(" 1/1 ") && line.contains(" Running ");
+        let rows = text.lines().skip(1);
+        ensure!(
+            rows.clone().count() == 3 && rows.filter(ready).count() == 3,
+            "{text}"
+        );
         Ok(text)
     })?;
     let mut lines = text.lines();

@@ -27,12 +27,15 @@ pub(crate) fn get_services(cluster: &Cluster) -> Result<()> {
     ] {
         ensure!(text.contains(word), "no {word:?} in:\n{text}");
     }
-    let slices = cluster.get(&["endpointslices", "-l", "kubernetes.io/service-name=web"])?;
-    for slice in slices["items"].as_array().context("items")? {
-        let endpoints = slice["endpoints"].as_array().map_or(0, Vec::len);
-        ensure!(endpoints == 3, "a slice has {endpoints} endpoints: {slice}");
-    }
-    Ok(())
+    // Those of pods on their way out go first.
+    wait_until("the endpoints to settle", POD_TIMEOUT, || {
+        let slices = cluster.get(&["endpointslices", "-l", "kubernetes.io/service-name=web"])?;
+        for slice in slices["items"].as_array().context("items")? {
+            let endpoints = slice["endpoints"].as_array().map_or(0, Vec::len);
+            ensure!(endpoints == 3, "a slice has {endpoints} endpoints: {slice}");
+        }
+        Ok(())
+    })
 }
 
 const DUAL: &str = "

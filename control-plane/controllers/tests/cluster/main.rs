@@ -20,7 +20,7 @@ use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 
 /// How long a condition may take; a loaded machine is slow.
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 struct Cluster {
     server: Option<Server>,

@@ -29,16 +29,16 @@ fn codes_headers_and_text() {
     assert_eq!(page.body, expect);
 }
 
-/// A port that is free on 127.0.0.1 for now.
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
+/// A loopback address with this process's number in it: nobody else listens there.
+fn own_address() -> Ipv4Addr {
+    let [_, a, b, c] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(127, 0x80 | a, b, c)
 }
 
 fn get(port: u16) -> Result<String, ErrorKind> {
     let run = || {
-        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        let mut stream = TcpStream::connect((own_address(), port))?;
+        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
         stream.write_all(b"GET /any HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")?;
         let mut text = String::new();
         stream.read_to_string(&mut text)?;
@@ -57,9 +57,9 @@ async fn asked(port: u16) -> Result<String, ErrorKind> {
 async fn ports_come_and_go_with_their_services() {
     let health = Arc::new(Health::new(Duration::from_secs(60)));
     let mut servers = Servers::new(health.clone(), Events::log_only());
-    let local = NodePortScope::Only(vec![Ipv4Addr::LOCALHOST.into()]);
+    let local = NodePortScope::Only(vec![own_address().into()]);
     servers.apply(Update::Scope(Family::V4, local)).await;
-    let (a, b) = (free_port(), free_port());
+    let (a, b) = (20_001, 20_002);
     let update = |service: &str, check| Update::Service(Family::V4, name(service), check);
     let check = |port, local| Some(Check { port, local });
     servers.apply(update("a", check(a, 1))).await;
