@@ -222,24 +222,28 @@ fn each_reference_plugin_does_its_work_behind_ours() {
         };
         let said = look(netns, command).unwrap_or_default();
         assert!(said.contains(expect), "{kind}: {command}: {said}");
-        // Two of them move the pod's routes to tables of their own.
+        // Two of them move the pod's routes to tables of their own. With an older vrf the default route
+        // is gone: the kernel took it away when the interface moved.
         let input = list.plugin_input(0, &none, Some(&last));
-        call(&node, &list, 0, "CHECK", &pod, &input);
-        if kind == "sbr" {
-            let mut host = pod.kernel();
-            let of_link = RouteFilter {
-                dev: Some("eth0"),
-                table: Some(TABLE_ANY),
-                ..RouteFilter::default()
-            };
-            let routes = host.routes(&of_link).unwrap();
-            let moved = routes.iter().find(|route| route.is_default()).unwrap();
+        let mut host = pod.kernel();
+        let of_link = RouteFilter {
+            dev: Some("eth0"),
+            table: Some(TABLE_ANY),
+            ..RouteFilter::default()
+        };
+        let routes = host.routes(&of_link).unwrap();
+        let default = routes.iter().find(|route| route.is_default());
+        assert!(default.is_some() || kind == "vrf", "{kind}: {routes:?}");
+        let check = |there: bool| {
+            let output = output(&node, &list, 0, "CHECK", &pod, &input);
+            assert_eq!(output.status.success(), there, "{kind}: {}", output.text());
+            assert!(there || output.text().contains("no route to 0.0.0.0/0"));
+        };
+        check(default.is_some());
+        if let Some(moved) = default.filter(|_| kind == "sbr") {
             assert_ne!(moved.table, TABLE_MAIN);
             host.del_route(moved).unwrap();
-            let output = output(&node, &list, 0, "CHECK", &pod, &input);
-            assert!(!output.status.success());
-            let said = output.text();
-            assert!(said.contains("no route to 0.0.0.0/0"), "{said}");
+            check(false);
             host.add_route(moved).unwrap();
         }
         del(&node, &list, &pod, &none, &last);

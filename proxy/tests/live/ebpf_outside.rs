@@ -235,6 +235,13 @@ fn answers_of_local_pods_are_not_masqueraded_by_others() {
     let Some(mut lab) = lab("ebpf: answers_of_local_pods_are_not_masqueraded_by_others") else {
         return;
     };
+    if !lab::has_nf_tables() {
+        println!(
+            "SKIPPED answers_of_local_pods_are_not_masqueraded_by_others: {}",
+            lab::NO_NF_TABLES
+        );
+        return;
+    }
     for family in ["iptables", "ip6tables"] {
         let key = format!("net/bridge/bridge-nf-call-{family}");
         if lab.node.kernel.set_sysctl(&key, "1").is_err() {
