@@ -93,6 +93,7 @@ fn row(lane: Lane, suite: &'static str, programs: &Programs) -> Result<Row> {
             "exec {} --show-output --test-threads 1",
             file(programs, part.0)?
         ),
+        lacks: &[],
     };
     let start = Instant::now();
     let (success, text) = guest.boot(SECONDS)?;
