@@ -131,6 +131,8 @@ impl FakeApi {
     }
 
     fn talk(&self, stream: &TcpStream) -> io::Result<()> {
+        // The last part of a long answer does not wait, either.
+        stream.set_nodelay(true)?;
         let mut reader = BufReader::new(stream.try_clone()?);
         while let Some(request) = Request::read(&mut reader)? {
             if self.lock().away {
@@ -328,12 +330,12 @@ impl Request {
 }
 
 fn respond(mut stream: &TcpStream, status: u16, body: &str) -> io::Result<()> {
-    write!(
-        stream,
+    // In one piece: what follows a first small one waits for the client's delayed acknowledgement.
+    let answer = format!(
         "HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
-    )?;
-    stream.flush()
+    );
+    stream.write_all(answer.as_bytes())
 }
 
 /// The text of a kubeconfig that leads to `address` without a login.
