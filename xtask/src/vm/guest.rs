@@ -118,6 +118,10 @@ fn set_up(dir: &Path) -> Result<()> {
         share(orders.lane, "share", folder)?;
     }
     Kernel::open()?.set_link("lo", &LinkChange::up())?;
+    if !Path::new("/proc/sys/net/ipv6").exists() {
+        // A module in the lane `uml`; tests write its settings before anything uses it.
+        Exec::new("/sbin/modprobe").arg("ipv6").run()?;
+    }
     if !orders.bare_bridges {
         // As every node of Kubernetes has it: replies between two pods of one bridge pass the rules.
         Exec::new("/sbin/modprobe").arg("br_netfilter").run()?;
