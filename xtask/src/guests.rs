@@ -31,16 +31,6 @@ const CLUSTER: &str = "ipvs_cluster";
 const TROUBLES: &str = "ipvs_in_troubles_of_the_api_server";
 const KILLS: &str = "ipvs_killed_at_random_moments";
 
-/// Of the plugin, what does not take minutes: all but calls in great numbers and containerd.
-const UML_PLUGIN: &[&str] = &[
-    "verbs::",
-    "traffic::",
-    "ports::",
-    "options::",
-    "units::",
-    "interop::",
-];
-
 /// A test program, and the arguments that choose what runs of it.
 type Part = (&'static str, &'static [&'static str]);
 
@@ -72,7 +62,7 @@ const LANES: &[Plan] = &[
             ("nfacct", &[]),
             ("kernel", &[]),
             ("runtime/containers", &[]),
-            ("cni-plugin/live", UML_PLUGIN),
+            ("cni-plugin/live", &[]),
             ("cni-plugin/overlay", &[]),
             (
                 "proxy/live",
@@ -103,17 +93,15 @@ const LANES: &[Plan] = &[
         parts: &[
             ("ipvs", &[]),
             ("ipvs_filter", &["nf_tables"]),
-            (
-                "ipvs_live",
-                &["change_places", "drains", "restarts", "leaves"],
-            ),
-            ("ipvs_services", &["--skip", "every_scheduler"]),
+            ("ipvs_live", &[]),
+            ("ipvs_services", &[]),
             ("nfacct", &[]),
             ("kernel", &[]),
             ("nftables", &[]),
-            ("policy/live", &["a_label_that_goes"]),
+            ("policy/live", &[]),
+            ("runtime/containers", &[]),
             ("cni-plugin/live", &["that_this_kernel_may_lack"]),
-            ("cni-plugin/overlay", &["wireguard"]),
+            ("cni-plugin/overlay", &[]),
             ("tables", &["--exact", "ipvs"]),
             ("ebpf_packets", &["--skip", MILLION]),
             ("proxy/live", &["ebpf::connected_udp"]),
