@@ -135,13 +135,28 @@ fn datagrams(lab: &Lab) {
     assert_eq!(refused, Err(ErrorKind::ConnectionRefused));
 }
 
+/// Each client connects to its address again and again while `work` is done, which sees how many were
+/// answered so far; gives how many were in all. No connection may fail.
+pub(super) fn under_traffic(
+    clients: &[(&lab::place::Place, &str)],
+    work: impl FnOnce(&AtomicUsize),
+) -> usize {
+    let stop = AtomicBool::new(false);
+    let counts = [AtomicUsize::new(0), AtomicUsize::new(0)];
+    std::thread::scope(|scope| {
+        let _ends = Stop(&stop);
+        for (place, to) in clients {
+            scope.spawn(|| ask_on(place, to, &stop, &counts));
+        }
+        work(&counts[0]);
+    });
+    let [good, bad] = counts.map(AtomicUsize::into_inner);
+    assert_eq!(bad, 0, "of {good}");
+    good
+}
+
 /// Connects again and again; counts answers and failures.
-pub(super) fn ask_on(
-    place: &lab::place::Place,
-    to: &str,
-    stop: &AtomicBool,
-    counts: &[AtomicUsize; 2],
-) {
+fn ask_on(place: &lab::place::Place, to: &str, stop: &AtomicBool, counts: &[AtomicUsize; 2]) {
     let to: SocketAddr = to.parse().unwrap();
     place.run(|| {
         while !stop.load(Ordering::Relaxed) {
@@ -152,7 +167,7 @@ pub(super) fn ask_on(
 }
 
 /// Ends threads that work on also when the test panics.
-pub(super) struct Stop<'a>(pub(super) &'a AtomicBool);
+struct Stop<'a>(&'a AtomicBool);
 
 impl Drop for Stop<'_> {
     fn drop(&mut self) {

@@ -4,13 +4,13 @@
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
 use ebpf_common::abi::{Frontend, FrontendKey, TCP, VERSION, bytes_of, from_bytes, v4};
 use linux::bpf::{Map, MapInfo, open_pinned};
 use nix::sys::signal::Signal;
 
-use super::ebpf::{ALL, Stop, ask_on, lab};
+use super::ebpf::{ALL, lab, under_traffic};
 use crate::lab::talk::{ask_udp, still_alive};
 use crate::lab::{Lab, service};
 
@@ -161,20 +161,16 @@ fn an_older_layout_is_taken_over() {
     let (answers, clients) = (ask_all(&udp), kept(&lab));
     lab.stop(Signal::SIGKILL);
     make_older(&node);
-    let stop = AtomicBool::new(false);
-    let counts = [AtomicUsize::new(0), AtomicUsize::new(0)];
     let (p1, cli) = (lab.p1.twin(), lab.cli.twin());
-    std::thread::scope(|scope| {
-        let ends = Stop(&stop);
-        scope.spawn(|| ask_on(&p1, "172.30.0.41:80", &stop, &counts));
-        scope.spawn(|| ask_on(&cli, "192.168.0.2:30041", &stop, &counts));
-        scope.spawn(|| ask_on(&cli, "[2001:db8::2]:30041", &stop, &counts));
+    let asked = [
+        (&p1, "172.30.0.41:80"),
+        (&cli, "192.168.0.2:30041"),
+        (&cli, "[2001:db8::2]:30041"),
+    ];
+    under_traffic(&asked, |answered| {
         lab.start();
-        lab.wait("clients", |_| counts[0].load(Ordering::Relaxed) > 10);
-        drop(ends);
+        lab.wait("clients", |_| answered.load(Ordering::Relaxed) > 10);
     });
-    let [good, bad] = counts.map(AtomicUsize::into_inner);
-    assert_eq!(bad, 0, "of {good}");
     for (stream, to) in &mut tcp {
         still_alive(stream);
         assert_eq!(stream.peer_addr().unwrap(), *to);
