@@ -55,6 +55,11 @@ impl Settings {
     pub fn devices(&self) -> Vec<String> {
         self.backend.devices()
     }
+
+    /// The underlay's largest packet in bytes: as it was set, else what its link says.
+    pub fn outer_mtu(&self, underlay: &Underlay) -> u32 {
+        self.backend.mtu().unwrap_or(underlay.mtu)
+    }
 }
 
 /// Which link leads to the other nodes. The first that leads to a link decides; without any, it is

@@ -72,7 +72,7 @@ pub fn targets(settings: &Settings, ground: &Ground, peer: &Peer) -> Vec<Target>
     let Some(underlay) = &ground.underlay else {
         return Vec::new();
     };
-    let top = settings.backend.mtu().unwrap_or(underlay.mtu);
+    let top = settings.outer_mtu(underlay);
     let mut all = Vec::new();
     for family in Family::BOTH {
         if ground.of(family).is_some()
@@ -115,7 +115,7 @@ pub fn fit(
     else {
         return Ok(());
     };
-    let top = settings.backend.mtu().unwrap_or(underlay.mtu);
+    let top = settings.outer_mtu(underlay);
     let Some(path) = ground.narrow.get(&to).copied().filter(|path| *path < top) else {
         return Ok(());
     };

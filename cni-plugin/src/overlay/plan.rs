@@ -118,7 +118,7 @@ pub(super) fn wg_outer(mode: WireGuardMode, family: Family, underlay: &Underlay)
 
 /// The largest packet of pods of one family.
 fn mtu(settings: &Settings, family: Family, underlay: &Underlay) -> Result<u32, String> {
-    let outer = settings.backend.mtu().unwrap_or(underlay.mtu);
+    let outer = settings.outer_mtu(underlay);
     let mtu = outer.saturating_sub(settings.backend.overhead(family));
     let min = mtu_min(family);
     if mtu < min {
